@@ -1,0 +1,57 @@
+"""Optimizers that see the gradient's noise, not only its mean."""
+
+from fisheropt import likelihoods, monitor, theory
+from fisheropt.control.sampler import AdaptiveBatchSampler
+from fisheropt.directions import Coordinates, DenseDirections, Directions, RankOneDirections
+from fisheropt.optim import AdaptiveBatchSGD, FisherFloorSGD, FisherOptimizer, GodambeSGD
+from fisheropt.persample import Dense, Outer, PerSample
+from fisheropt.rules import Rule, rule
+from fisheropt.statistics import Covariance, FullCovariance, Moments, Projection, SecondMoment, Trace
+from fisheropt.taps import explain, observe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveBatchSGD",
+    "AdaptiveBatchSampler",
+    "Coordinates",
+    "Covariance",
+    "Dense",
+    "DenseDirections",
+    "Directions",
+    "FisherFloorSGD",
+    "FisherOptimizer",
+    "FullCovariance",
+    "GodambeSGD",
+    "Moments",
+    "Outer",
+    "PerSample",
+    "Projection",
+    "RankOneDirections",
+    "Rule",
+    "SecondMoment",
+    "Trace",
+    "explain",
+    "get",
+    "likelihoods",
+    "monitor",
+    "observe",
+    "rule",
+    "theory",
+]
+
+
+def get(name: str) -> type[FisherOptimizer]:
+    """The optimizer class of that name, in any spelling: "FisherFloorSGD", "fisher_floor".
+
+    Args:
+        name: of a class of `fisheropt.optim`, case and underscores aside, with or without "SGD".
+
+    Raises:
+        ValueError: lists the known names.
+    """
+    wanted = name.replace("_", "").lower().removesuffix("sgd")
+    for optimizer in (AdaptiveBatchSGD, FisherFloorSGD, GodambeSGD):
+        if optimizer.__name__.lower().removesuffix("sgd") == wanted:
+            return optimizer
+    raise ValueError(f"fisheropt.get({name!r}): write 'adaptive_batch', 'fisher_floor' or 'godambe'")

@@ -1,0 +1,20 @@
+"""Batch-size control: controllers that propose, `quantise` that decides, and the sampler that obeys."""
+
+from fisheropt.control.base import Controller, GradientNoise
+from fisheropt.control.fixed import Fixed
+from fisheropt.control.go_f import GOF
+from fisheropt.control.norm_test import NormTest
+from fisheropt.control.quantise import quantise
+from fisheropt.control.sampler import AdaptiveBatchSampler
+from fisheropt.control.table import resolve
+
+__all__ = [
+    "GOF",
+    "AdaptiveBatchSampler",
+    "Controller",
+    "Fixed",
+    "GradientNoise",
+    "NormTest",
+    "quantise",
+    "resolve",
+]

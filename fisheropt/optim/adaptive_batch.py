@@ -1,0 +1,204 @@
+"""SGD that steers its effective temperature τ = η/b by the batch size b.
+
+    b ← controller(A, V, η, b),    A = ‖∇L‖²_P without the noise's share, V = tr(PG)
+
+One number says how hot a run is: noise V/b against signal A. A controller raises b when noise dominates and not before.
+With a metric P ≈ H⁻¹ the default rule, GO-F, reaches the statistical limit without averaging.
+
+Reference: mccandlish2018empirical
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, quantise, resolve
+from fisheropt.likelihoods import Likelihood
+from fisheropt.optim import metric as metrics
+from fisheropt.optim import running
+from fisheropt.optim.base import FisherOptimizer, Group, Parameters, device_of, noise_shape, number
+from fisheropt.optim.reading import Reading
+from fisheropt.statistics import FullCovariance, JointStatistic, Trace
+from fisheropt.taps import Tap
+
+_METRICS = (None, "curvature", "fisher")
+_UNBOUNDED = 1 << 30
+_FASTEST = 0.9  # the rules are for steps η < 1 in a metric near H⁻¹; where η is in other units they are given this
+
+
+@final
+class AdaptiveBatchSGD(FisherOptimizer):
+    """SGD whose batch size follows the gradient's noise, b ← controller(A, V, η, b).
+
+    The noise is measured over all parameters of a group; the batch size follows the first group. Without a sampler the
+    proposal is only reported.
+
+    Args:
+        params_or_model: the model, for per-sample noise; or parameters, each backward then being one observation.
+        lr: η, a float or a tensor of one element; in (0, 1) with a metric.
+        sampler: whose `batch_size` is set; give the same object to DataLoader(batch_sampler=...).
+        controller: a name ("go_f", "norm_test", "fixed"), an object of `fisheropt.control`, "auto" for GO-F with a
+            metric and the norm test with θ = 1 - η without one, or None for plain SGD.
+        momentum: of the step, as in torch.optim.SGD.
+        dampening: of the momentum.
+        weight_decay: λ of (λ/2)‖θ‖².
+        nesterov: Nesterov momentum.
+        maximize: ascend.
+        foreach: as in torch.optim.SGD.
+        differentiable: allow autograd through the step.
+        metric: None for plain gradients; "curvature" for P = H⁻¹, "fisher" for P = G⁻¹, as in GodambeSGD.
+        damping: of the metric.
+        likelihood: of the model's output, for the curvature.
+        every: steps between measurements; "auto" takes the first ten and then each tenth, or each step with a sampler.
+        overhead: the share of a step that measuring may cost.
+
+    Raises:
+        ValueError: for hyper-parameters outside their range.
+
+    Reference: mccandlish2018empirical
+    """
+
+    _kept = ("_controller", "_sampler")
+
+    def __init__(
+        self,
+        params_or_model: Parameters | nn.Module,
+        lr: float | Tensor = 1e-3,
+        *,
+        sampler: AdaptiveBatchSampler | None = None,
+        controller: Controller | str | None = "auto",
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        metric: Literal["curvature", "fisher"] | None = None,
+        damping: metrics.Damping = "auto",
+        likelihood: Likelihood | str | None = None,
+        every: int | Literal["auto"] = "auto",
+        overhead: float = 0.05,
+    ) -> None:
+        if metric not in _METRICS:
+            raise ValueError(f"metric={metric!r}: write one of {_METRICS}")
+        metrics.check(damping)
+        name = ("go_f" if metric else "norm_test") if controller == "auto" else controller
+        self._controller = None if name is None else resolve(name)
+        self._sampler = sampler
+        defaults = {
+            "lr": lr,
+            "sampler": None if sampler is None else type(sampler).__name__,
+            "controller": None if self._controller is None else self._controller.name,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "metric": metric if self._controller else None,
+            "damping": damping,
+            "likelihood": None if likelihood is None else str(likelihood),
+            "every": 1 if every == "auto" and sampler is not None else every,
+            "overhead": overhead,
+        }
+        super().__init__(params_or_model, defaults, likelihood if metric == "curvature" and self._controller else None)
+
+    def _statistic(self, group: Group, parameters: dict[str, Tensor]) -> JointStatistic | Trace | None:
+        if self._controller is None:
+            return None
+        if group["metric"] is None:
+            return Trace()
+        size = sum(p.numel() for p in parameters.values())
+        if size > metrics.LARGEST:
+            raise ValueError(
+                f"AdaptiveBatchSGD(metric={group['metric']!r}) keeps one matrix over the {size:,} parameters of a group, up "
+                f"to {metrics.LARGEST:,}; write metric=None"
+            )
+        return FullCovariance()
+
+    def _fresh(self, tap: Tap | None) -> Group:
+        state = {} if self._controller is None else self._controller.initial_state()
+        metric = metrics.fresh(torch.Size(()), None) if tap is None else metrics.fresh(noise_shape(tap), device_of(tap))
+        return metric | {"controller_state": state, "proposed_batch_size": 0.0}
+
+    def _decay(self, group: Group, count: int) -> float:
+        """Weights that grow linearly with time, as in GodambeSGD."""
+        return 1.0 - 1.0 / float(group["measured"]) if group["measured"] > 1 else 0.0
+
+    def _learn(self, group: Group, reading: Reading) -> None:
+        if reading.information is not None:
+            running.add(group, "information", reading.information, reading.count, self._decay(group, reading.count))
+        if group["metric"] is not None:
+            metrics.refresh(group, "information" if self._likelihood is not None else "covariance")
+        noise = _noise(group, reading)
+        if group is self.param_groups[0] and noise is not None:
+            self._steer(group, noise)
+
+    def _steer(self, group: Group, noise: GradientNoise) -> None:
+        """Ask the controller, and set the sampler."""
+        controller, sampler = self._controller, self._sampler
+        assert controller is not None
+        lo, hi = (1, _UNBOUNDED) if sampler is None else (sampler.min_batch_size, sampler.max_batch_size)
+        size = noise.batch_size if sampler is None else sampler.batch_size
+        state, proposal = controller.propose(
+            group["controller_state"],
+            noise,
+            lr=min(number(group["lr"]) / (1 - group["momentum"]), _FASTEST),
+            batch_size=size,
+            samples=int(group["samples"]) + noise.batch_size,
+            bounds=(lo, hi),
+        )
+        group["controller_state"], group["proposed_batch_size"] = state, proposal
+        if sampler is not None:
+            sampler.batch_size = quantise(size, proposal, lo, hi, multiple=sampler.num_replicas)
+
+    def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        watched = list(self._tap_of(group).parameters.values())
+        return metrics.apply(group["metric_inverse"], watched, parameters, grads)
+
+    def _active(self, group: Group) -> bool:
+        return bool(group["metric_ready"])
+
+    def _details(self, group: Group) -> dict[str, Any]:
+        return {
+            "controller": group["controller"],
+            "metric": group["metric"],
+            "proposed_batch_size": group["proposed_batch_size"],
+        }
+
+    def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
+        first = groups[0]
+        proposal = first["proposed_batch_size"]
+        if not proposal:
+            return (
+                "No noise could be measured, so the batch size stays.",
+                ("Write AdaptiveBatchSGD(model, ...), or run at least two backward() a step.",),
+            )
+        now = first["count"] if self._sampler is None else self._sampler.batch_size
+        words = f"{first['controller']} proposes a batch of {proposal:.0f} samples at η = {number(first['lr']):g}; it is {now:.0f} now."
+        if self._sampler is None:
+            return words, ("Give sampler=AdaptiveBatchSampler(...) to let it be set.",)
+        return words, ()
+
+
+def _noise(group: Group, reading: Reading) -> GradientNoise | None:
+    """A and V of a reading, in the metric if there is one; None where one observation cannot tell them apart."""
+    if reading.covariance is None:
+        return None
+    inverse: Tensor | None = group["metric_inverse"] if group["metric_ready"] else None
+    participation = float("nan")
+    if reading.covariance.ndim == 0:
+        noise, squared = reading.covariance, reading.gradient.square()
+    elif inverse is None:
+        noise, squared = reading.covariance.trace(), reading.gradient.square().sum()
+    else:
+        product = inverse @ group["covariance"]
+        participation = float(product.trace() ** 2 / torch.einsum("ij,ji->", product, product))
+        noise = (inverse * reading.covariance).sum()
+        squared = reading.gradient @ inverse @ reading.gradient
+    return GradientNoise(float(squared - noise / reading.count), float(noise), participation, reading.count)

@@ -1,0 +1,70 @@
+"""The metric P = (M + ρI)⁻¹ of a group with few parameters, from a running estimate M of information or noise.
+
+The damping is a share of what one more sample could add, ρ = α tr(M)/n: a direction that n samples have not shown may still
+have about that much, and ρ vanishes like 1/n beside M. The shares are ours (docs/design.md has the numbers): .1 for the
+curvature, 1 for the noise, which vanishes where a model can fit every sample and would let steps grow without bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fisheropt.optim import running
+
+Damping = float | Literal["auto"]
+LARGEST = 4096
+_SHARE = {"information": 0.1, "covariance": 1.0}
+
+
+def check(damping: Damping) -> None:
+    """Refuse a damping that is negative or no number."""
+    if damping != "auto" and (isinstance(damping, str) or damping < 0):
+        raise ValueError(f"damping={damping!r} must be 'auto' or a number >= 0, added to the metric's eigenvalues")
+
+
+def fresh(shape: torch.Size, device: torch.device | None) -> dict[str, Any]:
+    """The state of a metric before any reading: P under "metric_inverse", ρ under "metric_damping"."""
+    zero = torch.zeros(shape if len(shape) == 2 else (0, 0), dtype=torch.float64, device=device)
+    return {"metric_inverse": zero, "metric_damping": 0.0, "metric_ready": 0.0}
+
+
+def refresh(group: dict[str, Any], key: str) -> None:
+    """Recompute P from the running mean under `key`; keeps the last P while no sample has been seen.
+
+    Args:
+        group: the parameter group.
+        key: of M, "information" or "covariance".
+    """
+    count = running.effective_count(group, key)
+    if count == 0:
+        return
+    matrix: Tensor = group[key]
+    scale = float(matrix.diagonal().sum())
+    if scale <= 0:
+        return
+    damping = _SHARE[key] * scale / count if group["damping"] == "auto" else float(group["damping"])
+    damping += float(group["weight_decay"])
+    floor = torch.finfo(matrix.dtype).eps * scale
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor = torch.linalg.cholesky(matrix + max(damping, floor) * identity)
+    group["metric_inverse"] = torch.cholesky_inverse(factor)
+    group["metric_damping"], group["metric_ready"] = max(damping, floor), 1.0
+
+
+def apply(inverse: Tensor, watched: list[Tensor], parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """P times the gradient.
+
+    Args:
+        inverse: P, over the watched parameters laid end to end.
+        watched: the parameters that P was measured for.
+        parameters: those that have a gradient; one that is not watched keeps its own.
+        grads: their gradients.
+    """
+    given = {id(p): g for p, g in zip(parameters, grads, strict=True)}
+    flat = torch.cat([given.get(id(p), torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched])
+    parts = (inverse @ flat).split([p.numel() for p in watched])
+    moved = {id(p): part.reshape(p.shape).to(p.dtype) for p, part in zip(watched, parts, strict=True)}
+    return [moved.get(id(p), given[id(p)]) for p in parameters]

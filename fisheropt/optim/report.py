@@ -1,0 +1,86 @@
+"""What an optimizer says about the fit: numbers with their uncertainty, and words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class GroupReport:
+    """One parameter group.
+
+    Args:
+        parameters: the number of scalars in it.
+        unit: what one observation was, a sample or a microbatch.
+        batch_size: the last number of samples a step.
+        temperature: η/b, learning rate over batch size.
+        count: the effective number of observations behind the estimates.
+        dof: degrees of freedom of the noise covariance.
+        noise_trace: tr G of one sample's gradient, in the measured directions.
+        noise_trace_se: its standard error.
+        signal: ‖∇L‖² in the same directions, unbiased, so that it may be negative.
+        signal_se: its standard error.
+        details: what this kind of optimizer adds.
+    """
+
+    parameters: int
+    unit: str
+    batch_size: float
+    temperature: float
+    count: float
+    dof: float
+    noise_trace: float
+    noise_trace_se: float
+    signal: float
+    signal_se: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, flat and ready for JSON."""
+        numbers = {key: value for key, value in vars(self).items() if key != "details"}
+        return numbers | self.details
+
+    def __str__(self) -> str:
+        return (
+            f"  noise tr G       {self.noise_trace:.4g} ± {self.noise_trace_se:.2g} "
+            f"({self.dof:.0f} degrees of freedom, from {self.unit}es)\n"
+            f"  signal |∇L|²     {self.signal:.4g} ± {self.signal_se:.2g}\n"
+            f"  temperature η/b  {self.temperature:.4g} (batch size {self.batch_size:g})"
+        ).replace("samplees", "samples")
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """What `optimizer.report()` returns; print it, or log `.as_dict()`.
+
+    Args:
+        optimizer: the class.
+        steps: taken.
+        samples: seen, about: steps times the last batch size measured before each.
+        measurements: steps whose noise was measured.
+        skipped: steps not taken because a gradient or a statistic was not finite.
+        verdict: what the noise says, in a sentence.
+        advice: what to do about it.
+        groups: one report a parameter group that has been measured.
+    """
+
+    optimizer: str
+    steps: int
+    samples: int
+    measurements: int
+    skipped: int
+    verdict: str
+    advice: tuple[str, ...]
+    groups: tuple[GroupReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as nested dictionaries, lists, numbers and strings, ready for JSON."""
+        plain = {key: value for key, value in vars(self).items() if key not in ("groups", "advice")}
+        return plain | {"advice": list(self.advice), "groups": [group.as_dict() for group in self.groups]}
+
+    def __str__(self) -> str:
+        head = f"{self.optimizer}: {self.steps} steps, noise measured on {self.measurements}, {self.skipped} skipped"
+        return "\n".join([head, f"  {self.verdict}", *(str(g) for g in self.groups), *(f"  → {a}" for a in self.advice)])

@@ -1,0 +1,40 @@
+"""nn.Linear: inputs [n, ..., i], one outer product a position."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from fisheropt.persample import Dense, Outer, PerSample
+from fisheropt.rules.registry import Rule, rule
+
+
+@final
+@rule(nn.Linear)
+class Linear(Rule):
+    """Weight hₙ = Σₜ gₙₜ aₙₜᵀ, bias hₙ = Σₜ gₙₜ; t runs over all axes between the first and the last."""
+
+    in_place: ClassVar[bool] = True
+
+    def prepare(self, module: nn.Module) -> Rule:
+        return self
+
+    def saved(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        return (args[0] if args else kwargs["input"],)
+
+    def forms(
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], grad: Tensor
+    ) -> dict[str, PerSample]:
+        (a,) = saved
+        samples = grad.shape[0] if grad.ndim > 1 else 1
+        g = grad.reshape(samples, -1, grad.shape[-1])
+        forms: dict[str, PerSample] = {}
+        if "weight" in names:
+            forms["weight"] = Outer(g, a.reshape(samples, -1, a.shape[-1]))
+        if "bias" in names:
+            forms["bias"] = Dense(g.sum(1, dtype=torch.promote_types(g.dtype, torch.float32)))
+        return forms

@@ -1,0 +1,26 @@
+"""The noise trace of a parameter: φ(h) = ‖h‖²."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fisheropt.persample import PerSample
+from fisheropt.statistics.base import ParameterStatistic, Shape
+
+
+@final
+@dataclass(frozen=True)
+class Trace(ParameterStatistic):
+    """tr G of each parameter, from the norms ‖hₙ‖², which need no per-sample gradient."""
+
+    shape: ClassVar[Shape] = "trace"
+
+    def size(self, parameter: Tensor) -> torch.Size:
+        return torch.Size(())
+
+    def of(self, form: PerSample) -> Tensor:
+        return form.squared_norms().sum()

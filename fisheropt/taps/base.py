@@ -1,0 +1,97 @@
+"""What every tap offers: read, clear, switch, remove."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fisheropt.statistics import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
+
+Unit = Literal["sample", "microbatch"]
+
+
+class Tap(ABC):
+    """Collects one statistic of some parameters during the ordinary backward.
+
+    As a context manager it is removed on leaving; what it has read stays.
+    """
+
+    unit: Unit
+    statistic: Statistic
+    parameters: dict[str, Tensor]
+
+    @abstractmethod
+    def sums(self, name: str | None) -> Moments:
+        """The raw sums for a named parameter, or for all together where the statistic is joint."""
+
+    @abstractmethod
+    def all_sums(self) -> dict[str, Moments]:
+        """The raw sums of every parameter, where the statistic is of each by itself."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all readings."""
+
+    @abstractmethod
+    def drop_gradients(self) -> None:
+        """Forget what backward has left, as zero_grad does; what the forward has measured stays."""
+
+    @abstractmethod
+    def augmented(self) -> Tensor | None:
+        """[[Σzzᵀ, Σz], [Σzᵀ, c]] of a joint statistic since the last `clear`; None if no sample was seen."""
+
+    @abstractmethod
+    def attach(self) -> None:
+        """Place the hooks, as after construction; again after the tap was copied or unpickled."""
+
+    @abstractmethod
+    def enable(self, on: bool = True) -> None:
+        """Switch the tap on or off; off, a forward costs one attribute look-up a layer."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take every hook off again; the readings stay."""
+
+    def read(self, parameter: Tensor | None = None) -> Moments:
+        """The raw sums over all samples since the last `clear`.
+
+        Args:
+            parameter: whose; left out for a joint statistic (`Projection`, `FullCovariance`).
+
+        Raises:
+            ValueError: for a parameter that is not tapped.
+        """
+        if isinstance(self.statistic, JointStatistic):
+            return self.sums(None)
+        name = next((name for name, p in self.parameters.items() if p is parameter), None)
+        if name is None:
+            raise ValueError(f"tap.read(parameter) needs one of the tapped parameters: {', '.join(self.parameters)}")
+        return self.sums(name)
+
+    def covariance(self, parameter: Tensor | None = None) -> Covariance:
+        """The covariance of the minibatch gradient, unbiased; `.per_sample()` of it is that of one sample."""
+        return self.read(parameter).covariance()
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def of_parameter(statistic: Statistic) -> ParameterStatistic:
+    """The statistic, known to be one of each parameter by itself."""
+    assert isinstance(statistic, ParameterStatistic)
+    return statistic
+
+
+def joint_moments(augmented: Tensor) -> Moments:
+    """The raw sums in [[Σzzᵀ, Σz], [Σzᵀ, c]]; reads the count back to the host."""
+    total = torch.outer(augmented[:-1, -1], augmented[-1, :-1])
+    return Moments(augmented[:-1, :-1], total, round(float(augmented[-1, -1])), "matrix")

@@ -1,0 +1,34 @@
+"""Statistics of several ranks, as DistributedDataParallel averages their gradients.
+
+With R ranks the gradient that a step uses is the mean of theirs, so that one sample contributes h/R to it. Only matrices
+of the directions' size travel, never anything of the parameters' size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def ranks() -> int:
+    """The number of ranks that train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def reduce_augmented(augmented: Tensor) -> Tensor:
+    """[[Σhhᵀ, Σh], [Σhᵀ, c]] over the samples of all ranks, for the mean of the ranks' gradients."""
+    if ranks() == 1:
+        return augmented
+    scale = torch.full_like(augmented[0], 1 / ranks())
+    scale[-1] = 1
+    return reduce_sum(scale[:, None] * augmented * scale)
+
+
+def reduce_sum(values: Tensor) -> Tensor:
+    """The sum over ranks, the same on each."""
+    if ranks() == 1:
+        return values
+    total = values.contiguous().clone()
+    dist.all_reduce(total)
+    return total

@@ -1,0 +1,58 @@
+"""The two autograd functions by which a statistic becomes the gradient of a leaf.
+
+`Sink` is the identity on a layer's output with more inputs, the sinks; its backward returns for them sums over samples.
+`Fold` makes, from a leaf of shape [k+1, k+1], the sink [n, k] that all layers of a group share. Autograd sums the layers'
+contributions zₙ to it before `Fold` squares them, so tied weights and modules called twice have their cross terms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Layer(Protocol):
+    """What a sink asks of the hook that placed it."""
+
+    in_place: bool
+    sinks: int
+
+    def contributions(self, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The sinks' gradients, given what the layer saved and the gradient of its output."""
+        ...
+
+
+class Sink(torch.autograd.Function):
+    """The identity on `output`; tensors are first the layer's sinks, then what its rule saved."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, output: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(*tensors[layer.sinks :])
+        if layer.in_place and not torch.compiler.is_compiling():
+            ctx.mark_dirty(output)  # a view would break in-place activations that follow; a copy costs memory
+            return output
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        contributions = ctx.layer.contributions(saved, grads[0])
+        return None, grads[0], *contributions, *(None for _ in saved)
+
+
+class Fold(torch.autograd.Function):
+    """A zero sink [n, k] whose gradient Z reaches the leaf as [Z 1]ᵀ[Z 1] = [[Σzzᵀ, Σz], [Σzᵀ, n]]."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, samples: int) -> Tensor:
+        return leaf.new_zeros(samples, leaf.shape[0] - 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        z = torch.cat([grads[0], grads[0].new_ones(grads[0].shape[0], 1)], 1)
+        return z.T @ z, None

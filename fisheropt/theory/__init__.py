@@ -1,0 +1,1 @@
+"""Pure functions: tensors in, tensors out; usable with no model and no optimizer."""

@@ -1,0 +1,1 @@
+"""Training recipes: problems, trackers, reports and the script that runs them."""

@@ -1,0 +1,99 @@
+"""From a configuration to the objects of a run: problem, sampler, loader, optimizer, schedule."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from fisheropt import AdaptiveBatchSampler
+from recipes.problems import Problem
+from recipes.schema import check
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training loop needs, and the sample clock that its intervals go by."""
+
+    problem: Problem
+    sampler: AdaptiveBatchSampler
+    loader: DataLoader[Any]
+    optimizer: Optimizer
+    schedule: LambdaLR
+    epochs: int
+    tick: int
+
+    @property
+    def samples(self) -> int:
+        """Training samples."""
+        return len(self.problem.train)
+
+    @property
+    def ticks(self) -> int:
+        """Time on the sample clock: one tick every `tick` samples seen."""
+        return self.sampler.samples_seen // self.tick
+
+    @property
+    def total(self) -> int:
+        """Ticks of the whole run."""
+        return self.epochs * self.samples // self.tick
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Seed, then build in the order problem, data, optimizer, schedule."""
+    seed(cfg.seed)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    problem: Problem = instantiate(cfg.problem)
+    check(cfg, len(problem.train))
+    sampler = build_sampler(cfg, problem)
+    optimizer = build_optimizer(cfg.optimizer, problem, sampler)
+    total = cfg.epochs * len(problem.train) // cfg.batch_size
+    schedule = instantiate(cfg.schedule)(optimizer, total)
+    return Parts(problem, sampler, _loader(problem, sampler), optimizer, schedule, cfg.epochs, cfg.batch_size)
+
+
+def build_sampler(cfg: DictConfig, problem: Problem) -> AdaptiveBatchSampler:
+    """The order of the data, the same for every optimizer; only an adaptive one changes the batch's size."""
+    smallest = min(cfg.min_batch_size, cfg.batch_size)
+    bounds = {"min_batch_size": smallest, "max_batch_size": cfg.max_batch_size}
+    return AdaptiveBatchSampler(problem.train, cfg.batch_size, seed=cfg.seed, **bounds)
+
+
+def build_optimizer(cfg: DictConfig, problem: Problem, sampler: AdaptiveBatchSampler) -> Optimizer:
+    """The optimizer that the file of conf/optimizer describes; ours see the model, others its parameters.
+
+    `likelihood: auto` becomes the problem's, `sampler: auto` the run's.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        given = {"likelihood": problem.likelihood, "sampler": sampler}
+        automatic = {key: value for key, value in given.items() if cfg.get(key) == "auto"}
+        for key in automatic:
+            del cfg[key]
+    factory = instantiate(cfg)
+    if factory.func.__module__.split(".")[0] == "fisheropt":
+        optimizer: Optimizer = factory(problem.model, **automatic)
+    else:
+        optimizer = factory(problem.model.parameters(), **automatic)
+    return optimizer
+
+
+def seed(value: int) -> None:
+    """Seed every global generator: the jobs of a sweep share one process, and so its generators."""
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+def _loader(problem: Problem, sampler: AdaptiveBatchSampler) -> DataLoader[Any]:
+    """Whole batches by one indexing each; a generator of its own, so that epochs draw from no other."""
+    return DataLoader(problem.train, sampler=sampler, batch_size=None, generator=torch.Generator())

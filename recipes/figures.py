@@ -1,0 +1,387 @@
+"""The small pictures of the reports: inline SVG by matplotlib, imported only when one is drawn."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+INK = "#26313c"
+MUTED = "#75818d"
+GRID = "#e7ebef"
+BLUE = "#1f6fb4"
+RED = "#cf4a1f"
+GREEN = "#2c8a63"
+GREY = "#b7c0c9"
+DASHED = (0, (4, 2))
+LABEL_HEIGHT = 0.075
+SERIES = (BLUE, RED, GREEN, "#8a5fb0", "#b8860b", "#0f8b8d", "#c2407d", "#5b6b7a")
+
+Line = Mapping[str, Any]
+Draw = Callable[[Any], None]
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fisheropt",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def svg(draw: Draw, *, width: float = 5.4, height: float = 3.0, rows: int = 1) -> str:
+    """What `draw` makes of a figure with `rows` axes, as an SVG element for an HTML page.
+
+    Args:
+        draw: gets the axes (a list of them for several rows).
+        width: inches.
+        height: inches.
+        rows: axes above each other with a common x axis.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, 1, sharex=True)
+        draw(axes if rows == 1 else list(axes))
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    return _inline(buffer.getvalue())
+
+
+def _inline(document: str) -> str:
+    """The bare element: in a page it needs neither prolog nor namespaces, and no fixed size."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", element)
+    head, rest = element.split(">", 1)
+    return re.sub(r'\s(width|height|version)="[^"]*"', "", head) + ">" + rest
+
+
+def series(lines: Sequence[Line], key: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the lines that have a finite value of the key."""
+    points = [(line["train/epoch"], line[key]) for line in lines if _finite(line.get(key))]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def spectra(lines: Sequence[Line], key: str) -> tuple[list[float], list[Any]]:
+    """The same of an entry of the spectrum; lists of eigenvalues come in ascending order."""
+    points = [
+        (line["train/epoch"], line["spectrum"][key]) for line in lines if key in line.get("spectrum", {})
+    ]
+    return [x for x, _ in points], [sorted(y) if isinstance(y, list) else y for _, y in points]
+
+
+def loss(lines: Sequence[Line], optimum: float | None) -> str:
+    """Objective on all training and test data, with that of the minibatches behind, and the optimum."""
+    train, test = series(lines, "train/loss"), series(lines, "test/loss")
+
+    def draw(axes: Any) -> None:
+        axes.plot(*series(lines, "train/batch_loss"), color=GREY, linewidth=0.9)
+        axes.plot(*train, color=BLUE)
+        axes.plot(*test, color=GREEN)
+        names = [*end(train, "training", BLUE), *end(test, "test", GREEN)]
+        if optimum is not None:
+            axes.axhline(optimum, color=RED, linewidth=1.2, linestyle=DASHED)
+            names.append((optimum, "optimum f*", RED))
+        if min(train[1] + test[1]) > 0 and _spread(train[1]) > 5:
+            axes.set_yscale("log")
+        zoom(axes, train[1] + test[1] + ([] if optimum is None else [optimum]))
+        plain_decades(axes.yaxis)
+        by_epoch(axes)
+        beside(axes, names)
+
+    return svg(draw)
+
+
+def suboptimality(lines: Sequence[Line]) -> str | None:
+    """(f - f*)/f* on a log scale; None where f* is unknown."""
+    points = positive(series(lines, "train/relative_suboptimality"))
+    if not points[0]:
+        return None
+
+    def draw(axes: Any) -> None:
+        axes.plot(*points, color=BLUE)
+        axes.set_yscale("log")
+        plain_decades(axes.yaxis)
+        by_epoch(axes)
+
+    return svg(draw)
+
+
+def spectrum(lines: Sequence[Line], key: str) -> str | None:
+    """Eigenvalues over training against the threshold and the floor; None where none were measured."""
+    epochs, rows = spectra(lines, key)
+    if not epochs:
+        return None
+    columns = list(zip(*rows, strict=True))
+    bottom = _bottom(columns)
+
+    def draw(axes: Any) -> None:
+        axes.set_yscale("log")
+        for rank, column in reversed(list(enumerate(columns))):
+            weight = 2.2 if rank == 0 else 1.0
+            axes.plot(
+                epochs, [max(v, bottom) for v in column], color=BLUE, alpha=_alpha(rank), linewidth=weight
+            )
+        names = [(columns[-1][-1], "largest", BLUE), (max(columns[0][-1], bottom), "smallest", BLUE)]
+        star = spectra(lines, "lambda_star")
+        if star[0]:
+            axes.set_ylim(bottom=axes.get_ylim()[0])
+            axes.fill_between(star[0], axes.get_ylim()[0], star[1], color=RED, alpha=0.07, linewidth=0)
+            axes.plot(*star, color=RED, linestyle=DASHED, linewidth=1.4)
+            names += end(star, "Λ*", RED)
+        floor = positive(spectra(lines, "floor"))
+        if key == "effective_eigenvalues" and floor[0]:
+            axes.plot(*floor, color=INK, linestyle=DASHED, linewidth=1.2)
+            names += end(floor, "floor τ", INK)
+        by_epoch(axes)
+        beside(axes, names)
+
+    return svg(draw)
+
+
+def final_spectrum(group: Mapping[str, Any]) -> str | None:
+    """The last eigenvalues with two standard errors each, and where the floor has lifted them to."""
+    values, errors = group.get("eigenvalues"), group.get("eigenvalues_se")
+    if not values:
+        return None
+    order = sorted(range(len(values)), key=lambda i: float(values[i]))
+    places = range(1, len(order) + 1)
+    bottom = _bottom([[v] for v in values])
+
+    def draw(axes: Any) -> None:
+        axes.set_yscale("log")
+        for place, i in zip(places, order, strict=True):
+            reach = 2.0 * errors[i] if errors else 0.0
+            ends = [max(values[i] - reach, bottom), max(values[i] + reach, bottom)]
+            axes.plot([place, place], ends, color=BLUE, linewidth=1.4, alpha=0.45)
+        axes.plot(places, [max(values[i], bottom) for i in order], "o", color=BLUE, markersize=4)
+        names = []
+        if group.get("effective_eigenvalues"):
+            axes.plot(
+                places,
+                sorted(group["effective_eigenvalues"]),
+                "_",
+                color=INK,
+                markersize=8,
+                markeredgewidth=1.4,
+            )
+        if group.get("lambda_star"):
+            axes.axhline(group["lambda_star"], color=RED, linewidth=1.2, linestyle=DASHED)
+            names = [(group["lambda_star"], "Λ*", RED)]
+        axes.set_xlabel("direction, from the weakest")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        beside(axes, names)
+
+    return svg(draw)
+
+
+def temperature(lines: Sequence[Line]) -> str:
+    """Temperature lr / b, and the batch size under it."""
+    rows = (("train/temperature", "temperature η/b", BLUE), ("train/batch_size", "batch size b", GREEN))
+
+    def draw(axes: Any) -> None:
+        for panel, (key, name, colour) in zip(axes, rows, strict=True):
+            points = series(lines, key)
+            panel.plot(*points, color=colour, drawstyle="steps-post")
+            panel.set_title(name, loc="left", fontsize=9.5, color=MUTED)
+            if _spread(points[1]) > 10:
+                panel.set_yscale("log")
+            else:
+                panel.set_ylim(0, 1.15 * max(points[1]) or 1.0)
+            panel.margins(x=0.01)
+        axes[1].set_xlabel("epoch")
+
+    return svg(draw, rows=2)
+
+
+def signal_and_noise(lines: Sequence[Line]) -> str | None:
+    """‖∇L‖² against tr G / b, what a step knows and what it does not; None where not measured."""
+    measured = [line for line in lines if "noise_trace" in line.get("spectrum", {})]
+    if not measured:
+        return None
+    epochs = [line["train/epoch"] for line in measured]
+    noise = positive(
+        (epochs, [line["spectrum"]["noise_trace"] / line["train/batch_size"] for line in measured])
+    )
+    signal = positive(spectra(lines, "signal"))
+
+    def draw(axes: Any) -> None:
+        axes.set_yscale("log")
+        axes.plot(*noise, color=RED)
+        axes.plot(*signal, color=BLUE)
+        by_epoch(axes)
+        beside(axes, [*end(noise, "noise tr G/b", RED), *end(signal, "signal ‖∇L‖²", BLUE)])
+
+    return svg(draw)
+
+
+def dimension(lines: Sequence[Line]) -> str | None:
+    """Effective dimension with a band of two standard errors; None where it was not measured."""
+    epochs, values = spectra(lines, "effective_dimension")
+    if not epochs:
+        return None
+
+    def draw(axes: Any) -> None:
+        _, errors = spectra(lines, "effective_dimension_se")
+        if len(errors) == len(values):
+            low = [v - 2 * e for v, e in zip(values, errors, strict=True)]
+            high = [v + 2 * e for v, e in zip(values, errors, strict=True)]
+            axes.fill_between(epochs, low, high, color=BLUE, alpha=0.15, linewidth=0)
+        axes.plot(epochs, values, color=BLUE)
+        by_epoch(axes)
+
+    return svg(draw)
+
+
+def accuracy(lines: Sequence[Line]) -> str | None:
+    """Share of the test data that is classified rightly; None for a problem without classes."""
+    points = series(lines, "test/accuracy")
+    if not points[0]:
+        return None
+
+    def draw(axes: Any) -> None:
+        axes.plot(*points, color=GREEN)
+        zoom(axes, points[1][len(points[1]) // 10 :])
+        by_epoch(axes)
+
+    return svg(draw)
+
+
+def comparison(rows: Sequence[tuple[str, float, float, float]], *, log: bool) -> str:
+    """A line per setting: its median and its interval over seeds, best first.
+
+    Args:
+        rows: name, median, low and high.
+        log: logarithmic axis.
+    """
+
+    def draw(axes: Any) -> None:
+        for place, (_, median, low, high) in enumerate(reversed(rows)):
+            axes.plot([low, high], [place, place], color=BLUE, alpha=0.35, linewidth=5)
+            axes.plot([median], [place], "o", color=BLUE, markersize=6)
+        axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)], color=INK)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        if log:
+            axes.set_xscale("log")
+            plain_decades(axes.xaxis)
+
+    return svg(draw, width=9.0, height=0.7 + 0.3 * len(rows))
+
+
+def curves(runs: Mapping[str, Sequence[tuple[list[float], list[float]]]], *, log: bool) -> str:
+    """One colour per setting, one thin line per seed."""
+
+    def draw(axes: Any) -> None:
+        for colour, (name, seeds) in zip(_colours(len(runs)), runs.items(), strict=True):
+            for i, points in enumerate(seeds):
+                kept = positive(points) if log else points
+                axes.plot(*kept, color=colour, linewidth=1.4, alpha=0.85, label=name if i == 0 else None)
+        if log:
+            axes.set_yscale("log")
+        by_epoch(axes)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2, labelcolor=INK)
+
+    return svg(draw, width=9.0, height=3.4)
+
+
+def end(points: tuple[list[float], list[Any]], name: str, colour: str) -> list[tuple[float, str, str]]:
+    """Where a line ends, for `beside`; nothing for an empty line."""
+    return [(points[1][-1], name, colour)] if points[1] else []
+
+
+def beside(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
+    """Names at the right ends of lines, moved apart where they would overlap; found sooner than a legend."""
+    low, high = axes.get_ylim()
+    scale = math.log if axes.get_yscale() == "log" else float
+    height = scale(high) - scale(low)
+    places = sorted(((scale(y) - scale(low)) / height, name, colour) for y, name, colour in names)
+    at = -math.inf
+    for place, name, colour in places:
+        at = max(place, at + LABEL_HEIGHT)
+        axes.annotate(name, (1.0, at), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points",
+                      color=colour, va="center", fontsize=9)  # fmt: skip
+
+
+def by_epoch(axes: Any) -> None:
+    """The common x axis."""
+    axes.set_xlabel("epoch")
+    axes.margins(x=0.01)
+
+
+def plain_decades(axis: Any) -> None:
+    """On a log scale of few decades, 0.1, 0.2, 0.5 in place of powers."""
+    low, high = axis.get_view_interval()
+    if axis.get_scale() == "log" and high / low < 300:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
+        axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def zoom(axes: Any, values: Sequence[float]) -> None:
+    """Limits that show these values, and not the outliers of the minibatches behind them."""
+    low, high = min(values), max(values)
+    if axes.get_yscale() == "log":
+        axes.set_ylim(low / 1.2, high * 1.2)
+    else:
+        pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - pad, high + pad)
+
+
+def positive(points: tuple[list[float], list[Any]]) -> tuple[list[float], list[Any]]:
+    """The points that a log scale can show."""
+    kept = [(x, y) for x, y in zip(*points, strict=True) if y > 0]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _spread(values: Sequence[float]) -> float:
+    kept = [value for value in values if value > 0]
+    return max(kept) / min(kept) if kept else 1.0
+
+
+def _alpha(rank: int) -> float:
+    """The weakest direction stands out."""
+    return 1.0 if rank == 0 else 0.45
+
+
+def _bottom(columns: Sequence[Sequence[float]]) -> float:
+    """Where a log scale shows values that are not positive: below all others, at most nine decades down."""
+    shown = [value for column in columns for value in column if value > 0]
+    return max(min(shown) / 2, 1e-9 * max(shown)) if shown else 1e-9
+
+
+def _colours(count: int) -> list[str]:
+    return [SERIES[i % len(SERIES)] for i in range(count)]

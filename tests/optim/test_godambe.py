@@ -1,0 +1,155 @@
+"""GodambeSGD against dense formulas, and its promise on one pass."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fisheropt
+from tests.cases import CASES
+from tests.oracle import covariance, flattened, per_sample_gradients
+
+
+def vector(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def step(case, optimizer):
+    case.loss().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "custom", "mixture", "tied"])
+def test_the_fisher_step_is_the_formula(name):
+    case = CASES[name]()
+    gradients = per_sample_gradients(case)
+    noise = covariance(gradients)
+    expected = vector(case.model) - 0.3 * torch.linalg.solve(
+        noise + 0.7 * torch.eye(len(noise), dtype=noise.dtype), flattened(gradients).mean(0)
+    )
+    optimizer = fisheropt.GodambeSGD(case.model, lr=0.3, metric="fisher", damping=0.7)
+    step(case, optimizer)
+    torch.testing.assert_close(vector(case.model), expected, rtol=1e-8, atol=1e-9)
+
+
+def test_the_curvature_step_is_newtons_for_logistic_regression():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    y = (torch.rand(50, generator=generator) > 0.5).double()
+    model = nn.Linear(4, 1).double()
+    a = torch.cat([x, torch.ones(50, 1)], 1)
+    p = model(x).detach().sigmoid()
+    hessian = (a * p * (1 - p)).T @ a / 50 + 0.01 * torch.eye(5)
+    gradient = a.T @ (p.squeeze(1) - y) / 50 + 0.01 * vector(model)
+    expected = vector(model) - torch.linalg.solve(hessian, gradient)
+    optimizer = fisheropt.GodambeSGD(model, lr=1.0, likelihood="bernoulli", damping=0.0, weight_decay=0.01)
+    F.binary_cross_entropy_with_logits(model(x).squeeze(1), y).backward()
+    optimizer.step()
+    torch.testing.assert_close(vector(model), expected, rtol=1e-7, atol=1e-9)
+
+
+HEADS = {
+    "categorical": lambda z: torch.diag_embed(z.softmax(-1)) - z.softmax(-1)[:, :, None] * z.softmax(-1)[:, None],
+    "multilabel": lambda z: torch.diag_embed(z.sigmoid() * (1 - z.sigmoid())),
+    "gaussian": lambda z: torch.eye(3).expand(len(z), 3, 3),
+    "poisson": lambda z: torch.diag_embed(z.exp()),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_cotangents_have_the_heads_information(name):
+    """Mean of uuᵀ over 20,000 draws against the core I(z), within 4 standard errors of √(2/20,000) each."""
+    likelihood = fisheropt.likelihoods.resolve(name)
+    logits = torch.tensor([[0.3, -0.4, 1.1], [2.0, 0.1, -1.5]])
+    repeated = logits.expand(20000, 2, 3).reshape(-1, 3)
+    u = likelihood.cotangent(repeated, seed=5).reshape(20000, 2, 3)
+    expected = HEADS[name](logits)
+    assert ((torch.einsum("rno,rnp->nop", u, u) / 20000 - expected).abs() <= 0.04 * expected.abs().amax()).all()
+
+
+def test_the_curvature_of_a_network_is_its_model_fisher():
+    """Hutchinson's running mean over 3,000 measurements at lr 0 against the Gauss-Newton matrix, 5 % in Frobenius norm."""
+    case = CASES["mlp"]()
+    optimizer = fisheropt.GodambeSGD(case.model, lr=1e-300, likelihood="categorical", every=1)
+    parameters = {n: p.detach() for n, p in case.model.named_parameters()}
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(case.model, p, case.batch[:1]))(parameters)
+    j = torch.cat([v.flatten(2) for v in jacobian.values()], 2)
+    core = HEADS["categorical"](case.model(case.batch[0]).detach())
+    expected = torch.einsum("nci,ncd,ndj->ij", j, core, j) / case.samples
+    for _ in range(1500):
+        step(case, optimizer)
+    found = optimizer.param_groups[0]["information"]
+    assert (found - expected).norm() <= 0.05 * expected.norm()
+
+
+def test_one_pass_comes_near_the_statistical_limit():
+    """Ill-conditioned logistic regression, d = 20, condition 100, N = 20,000 in one pass: the excess over tr(H⁻¹G)/2N.
+
+    The median of 5 runs must be below 3 (SGD tuned is above 5 in this setting); the Godambe issue goes further.
+    """
+    ratios = []
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.logspace(0, -1, 20, dtype=torch.float64)
+        x = torch.randn(20000, 20, generator=generator, dtype=torch.float64) * scale
+        truth = torch.randn(20, generator=generator, dtype=torch.float64) / scale / 20**0.5
+        y = (torch.rand(20000, generator=generator, dtype=torch.float64) < (x @ truth).sigmoid()).double()
+        model = nn.Linear(20, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        optimizer = fisheropt.GodambeSGD(model, lr=1.0, gain="running", likelihood="bernoulli")
+        for i in range(0, 20000, 50):
+            F.binary_cross_entropy_with_logits(model(x[i : i + 50]).squeeze(1), y[i : i + 50]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        p = (x @ truth).sigmoid()
+        hessian = (x * (p * (1 - p))[:, None]).T @ x / 20000
+        error = model.weight.detach()[0] - truth
+        ratios.append(float(error @ hessian @ error) * 20000 / 20)
+    assert sorted(ratios)[2] < 3, ratios
+
+
+def test_the_report_tells_curvature_from_noise_with_an_error_bar():
+    """Twice the loss has H = 2F and G = 4F: tr(H⁻¹G) is twice the number of parameters."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=generator)
+    y = (x.sum(1, keepdim=True) / 3 + 2**0.5 * torch.randn(4000, 1, generator=generator)).float()
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = fisheropt.GodambeSGD(model, lr=0.5, likelihood="gaussian", every=1)
+    for i in range(0, 4000, 40):
+        ((model(x[i : i + 40]) - y[i : i + 40]).square() / 2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    group = optimizer.report().as_dict()["groups"][0]
+    assert abs(group["effective_dimension"] - 6) <= 4 * group["effective_dimension_se"] + 0.6
+
+
+def test_what_cannot_be_served_is_refused():
+    with pytest.raises(ValueError, match="structure='auto'"):
+        fisheropt.GodambeSGD(nn.Linear(100, 50), lr=0.1)
+    with pytest.raises(ValueError, match="damping"):
+        fisheropt.GodambeSGD(nn.Linear(3, 1), lr=0.1, damping=-1.0)
+    with pytest.raises(ValueError, match="metric"):
+        fisheropt.GodambeSGD(nn.Linear(3, 1), lr=0.1, metric="hessian")
+
+
+def test_parameters_with_one_backward_a_step_are_told_so():
+    model = nn.Linear(3, 1)
+    optimizer = fisheropt.GodambeSGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    assert "plain SGD" in optimizer.report().verdict
+    with pytest.raises(RuntimeError, match="GodambeSGD.model"):
+        optimizer.noise()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_likelihood_of_a_compiled_model_needs_the_compiled_module():
+    torch._dynamo.reset()
+    x = torch.randn(8, 3)
+    model = nn.Linear(3, 1)
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = fisheropt.GodambeSGD(model, lr=0.1, likelihood="gaussian")
+    compiled(x).square().mean().backward()
+    with pytest.raises(RuntimeError, match="torch.compile.model"):
+        optimizer.step()
