@@ -10,9 +10,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 project = "fisheropt"
 author = "fisheropt contributors"
 copyright = "2026, fisheropt contributors"
-version = release = re.findall(
-    r'^version = "(.*)"', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE
-)[0]
+version = release = re.findall(r'^version = "(.*)"', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE)[0]
 
 extensions = [
     "myst_parser",

@@ -22,7 +22,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        """u = B(z)ξ, shaped like the logits."""
+        """U = B(z)ξ, shaped like the logits."""
 
     def cotangent(self, logits: Tensor, seed: int) -> Tensor:
         """B(z)ξ with Rademacher signs of its own, drawn from `seed` and from no global generator."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from fisheropt import AdaptiveBatchSampler
+from fisheropt import AdaptiveBatchSampler, FisherOptimizer
 from recipes.problems import Problem
 from recipes.schema import check
 
@@ -73,17 +73,11 @@ def build_optimizer(cfg: DictConfig, problem: Problem, sampler: AdaptiveBatchSam
 
     `likelihood: auto` becomes the problem's, `sampler: auto` the run's.
     """
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        given = {"likelihood": problem.likelihood, "sampler": sampler}
-        automatic = {key: value for key, value in given.items() if cfg.get(key) == "auto"}
-        for key in automatic:
-            del cfg[key]
     factory = instantiate(cfg)
-    if factory.func.__module__.split(".")[0] == "fisheropt":
-        optimizer: Optimizer = factory(problem.model, **automatic)
-    else:
-        optimizer = factory(problem.model.parameters(), **automatic)
+    given = {"likelihood": problem.likelihood, "sampler": sampler}
+    automatic = {key: value for key, value in given.items() if cfg.get(key) == "auto"}
+    ours = isinstance(factory.func, type) and issubclass(factory.func, FisherOptimizer)
+    optimizer: Optimizer = factory(problem.model if ours else problem.model.parameters(), **automatic)
     return optimizer
 
 

@@ -132,8 +132,5 @@ def _same_run(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any])
 
 def _differing_tensors(found: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> str:
     names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    lines = [
-        f"{name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} here"
-        for name in names
-    ]
+    lines = [f"{name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} here" for name in names]
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

@@ -90,9 +90,7 @@ def series(lines: Sequence[Line], key: str) -> tuple[list[float], list[float]]:
 
 def spectra(lines: Sequence[Line], key: str) -> tuple[list[float], list[Any]]:
     """The same of an entry of the spectrum; lists of eigenvalues come in ascending order."""
-    points = [
-        (line["train/epoch"], line["spectrum"][key]) for line in lines if key in line.get("spectrum", {})
-    ]
+    points = [(line["train/epoch"], line["spectrum"][key]) for line in lines if key in line.get("spectrum", {})]
     return [x for x, _ in points], [sorted(y) if isinstance(y, list) else y for _, y in points]
 
 
@@ -145,9 +143,7 @@ def spectrum(lines: Sequence[Line], key: str) -> str | None:
         axes.set_yscale("log")
         for rank, column in reversed(list(enumerate(columns))):
             weight = 2.2 if rank == 0 else 1.0
-            axes.plot(
-                epochs, [max(v, bottom) for v in column], color=BLUE, alpha=_alpha(rank), linewidth=weight
-            )
+            axes.plot(epochs, [max(v, bottom) for v in column], color=BLUE, alpha=_alpha(rank), linewidth=weight)
         names = [(columns[-1][-1], "largest", BLUE), (max(columns[0][-1], bottom), "smallest", BLUE)]
         star = spectra(lines, "lambda_star")
         if star[0]:
@@ -226,9 +222,7 @@ def signal_and_noise(lines: Sequence[Line]) -> str | None:
     if not measured:
         return None
     epochs = [line["train/epoch"] for line in measured]
-    noise = positive(
-        (epochs, [line["spectrum"]["noise_trace"] / line["train/batch_size"] for line in measured])
-    )
+    noise = positive((epochs, [line["spectrum"]["noise_trace"] / line["train/batch_size"] for line in measured]))
     signal = positive(spectra(lines, "signal"))
 
     def draw(axes: Any) -> None:
@@ -322,6 +316,7 @@ def beside(axes: Any, names: Sequence[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     scale = math.log if axes.get_yscale() == "log" else float
     height = scale(high) - scale(low)
+    names = [name for name in names if name[0] > 0 or scale is float]
     places = sorted(((scale(y) - scale(low)) / height, name, colour) for y, name, colour in names)
     at = -math.inf
     for place, name, colour in places:

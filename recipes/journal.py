@@ -48,9 +48,7 @@ class Journal:
         self._optimum = optimum
         self._trackers = trackers
         self._checkpoints = folder / CHECKPOINTS
-        self._identity = checkpoint.identity(
-            parts.problem.name, parts.optimizer, parts.problem.model, parts.samples
-        )
+        self._identity = checkpoint.identity(parts.problem.name, parts.optimizer, parts.problem.model, parts.samples)
         self._log_every = cfg.log_every or max(1, parts.total // LINES_A_RUN)
         self._evaluate_every = cfg.evaluate_every or max(1, parts.total // EVALUATIONS_A_RUN)
         self._checkpoint_every: int | None = cfg.checkpoint_every

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from fisheropt import monitor
-from fisheropt.optim import FisherOptimizer
+from fisheropt import FisherOptimizer, monitor
 from recipes.assemble import Parts
 from recipes.problems import Problem
 

@@ -158,9 +158,7 @@ def outcome_rows(result: Mapping[str, Any]) -> list[Row]:
     if result["accuracy"] is not None:
         share, count = result["accuracy"], result["test_samples"]
         error = (share * (1 - share) / count) ** 0.5
-        rows.append(
-            ("test accuracy", percent(share, error), f"binomial standard error, {number(count)} test samples")
-        )
+        rows.append(("test accuracy", percent(share, error), f"binomial standard error, {number(count)} test samples"))
     return rows
 
 
@@ -168,16 +166,8 @@ def noise_rows(result: Mapping[str, Any], group: Mapping[str, Any]) -> list[Row]
     """What the gradient noise says, each number with its standard error or degrees of freedom."""
     if not group:
         return []
-    dof = (
-        f"{number(round(group['dof']))} degrees of freedom"
-        if group.get("dof")
-        else "degrees of freedom unknown"
-    )
-    counted = (
-        f"{number(round(group['count']))} effective {group.get('unit', 'sample')}s"
-        if group.get("count")
-        else dof
-    )
+    dof = f"{number(round(group['dof']))} degrees of freedom" if group.get("dof") else "degrees of freedom unknown"
+    counted = f"{number(round(group['count']))} effective {group.get('unit', 'sample')}s" if group.get("count") else dof
     known = {
         "noise_trace": ("noise per sample, tr G", dof),
         "signal": ("signal ‖∇L‖², unbiased", dof),

@@ -28,9 +28,7 @@ def linear(optimizer: Optimizer, total: int, *, final: float = 0.0, warmup: int 
     return _lambda(optimizer, partial(_linear, total, final, warmup))
 
 
-def step(
-    optimizer: Optimizer, total: int, *, gamma: float = 0.1, at: tuple[float, ...] = (0.5, 0.75)
-) -> LambdaLR:
+def step(optimizer: Optimizer, total: int, *, gamma: float = 0.1, at: tuple[float, ...] = (0.5, 0.75)) -> LambdaLR:
     """f(t) = gamma^k, where k counts the fractions `at` of the run that are over."""
     return _lambda(optimizer, partial(_step, total, gamma, tuple(at)))
 

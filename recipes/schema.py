@@ -85,9 +85,7 @@ def check(cfg: Any, samples: int) -> None:
         )
     for name in ("log_every", "evaluate_every", "checkpoint_every", "threads"):
         if cfg[name] is not None and cfg[name] < 1:
-            raise ConfigError(
-                f"{name}={cfg[name]}: write a whole number from 1, or {name}=null for the default."
-            )
+            raise ConfigError(f"{name}={cfg[name]}: write a whole number from 1, or {name}=null for the default.")
 
 
 def is_run(folder: Path) -> bool:

@@ -104,12 +104,9 @@ def write(folder: Path) -> Path:
     values = {
         "name": folder.name,
         "rows": rows,
-        "counts": {
-            state: sum(row["status"] == state for row in rows) for state in ("finished", "failed", "running")
-        },
+        "counts": {state: sum(row["status"] == state for row in rows) for state in ("finished", "failed", "running")},
         "problems": [
-            _section(folder, problem, settings, rows)
-            for problem in dict.fromkeys(s.problem for s in settings)
+            _section(folder, problem, settings, rows) for problem in dict.fromkeys(s.problem for s in settings)
         ],
         "pages": {row["run"] for row in rows if (folder / row["run"] / report.PAGE).exists()},
         "number": number,
@@ -122,9 +119,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     found = sorted(folder.rglob(RESULT), key=lambda path: _natural(path.parent.relative_to(folder)))
     results = {path.parent: read_result(path.parent) or {} for path in found}
     if not results:
-        raise FileNotFoundError(
-            f"{folder} has no run under it (no {RESULT}); give the directory that a multirun made."
-        )
+        raise FileNotFoundError(f"{folder} has no run under it (no {RESULT}); give the directory that a multirun made.")
     common = set.intersection(*(set(_own(result)) for result in results.values()))
     return [_row(folder, path, result, common) for path, result in results.items()]
 
@@ -183,10 +178,7 @@ def _section(
     log = all(low > 0 for _, _, low, _ in known)
     key = f"train/{measure}" if measure == "relative_suboptimality" else "train/loss"
     done = {row["run"] for row in rows if row["status"] == "finished"}
-    paths = {
-        s.name: [figures.series(read_metrics(folder / run), key) for run in s.runs if run in done]
-        for s in mine
-    }
+    paths = {s.name: [figures.series(read_metrics(folder / run), key) for run in s.runs if run in done] for s in mine}
     paths = {name: seeds for name, seeds in paths.items() if seeds}
     return {
         "name": problem,

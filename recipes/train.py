@@ -122,9 +122,7 @@ def about(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-@hydra.main(
-    version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="train"
-)
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """One run by Hydra; the value, for sweepers, is the training loss at the end."""
     composed = HydraConfig.get()

@@ -92,9 +92,7 @@ print(opt.report())                                     # what the noise says
 def test_make_targets_that_are_named_exist() -> None:
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     prose = (re.findall(r"`make ([a-z]+)", page.read_text()) for page in PAGES)
-    named = {words[1] for words in commands() if words[:1] == ["make"]} | {
-        name for names in prose for name in names
-    }
+    named = {words[1] for words in commands() if words[:1] == ["make"]} | {name for names in prose for name in names}
     assert {"train", "test"} <= named
     assert named <= rules
 
@@ -131,9 +129,7 @@ def test_documented_runs_compose() -> None:
 
 def dry_run(*arguments: str) -> str:
     """What make would do, unaware of the make that may have started this test."""
-    outside = {
-        key: value for key, value in os.environ.items() if "MAKE" not in key and key not in {"MFLAGS", "ARGS"}
-    }
+    outside = {key: value for key, value in os.environ.items() if "MAKE" not in key and key not in {"MFLAGS", "ARGS"}}
     command = ["make", "--dry-run", *arguments]
     return subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
 
@@ -160,9 +156,7 @@ def raised_texts() -> str:
 def test_messages_explained_are_messages_raised() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text().split("## Numbers that surprise")[0]
     explained = [
-        quote
-        for term in re.findall(r"^\*\*(`.*)$", page, re.MULTILINE)
-        for quote in re.findall("`([^`]+)`", term)
+        quote for term in re.findall(r"^\*\*(`.*)$", page, re.MULTILINE) for quote in re.findall("`([^`]+)`", term)
     ]
     pieces = {piece.strip() for quote in explained for piece in quote.split("...") if len(piece.strip()) > 3}
     code = raised_texts()
@@ -199,9 +193,7 @@ def test_bibliography_is_sound() -> None:
     source = bibliography()
     text = (ROOT / "docs" / "references.bib").read_text()
     entries = source.parse(text)
-    assert len(entries) == text.count("\n@") + text.startswith("@"), (
-        "a key twice, or an entry that cannot be read"
-    )
+    assert len(entries) == text.count("\n@") + text.startswith("@"), "a key twice, or an entry that cannot be read"
     for key, entry in entries.items():
         assert entry.keys() >= {"author", "title", "year"}, key
         assert entry["year"] in key, key
@@ -217,9 +209,7 @@ def test_public_names_are_documented(name: str) -> None:
             continue
         if inspect.isclass(thing):
             members = [m for m in vars(thing) if not m.startswith("_") and callable(getattr(thing, m))]
-            missing += [
-                f"{name}.{member}" for member in members if not inspect.getdoc(getattr(thing, member))
-            ]
+            missing += [f"{name}.{member}" for member in members if not inspect.getdoc(getattr(thing, member))]
         if (inspect.isclass(thing) or inspect.isfunction(thing)) and not inspect.getdoc(thing):
             missing.append(name)
     assert missing == []
@@ -227,9 +217,7 @@ def test_public_names_are_documented(name: str) -> None:
 
 def test_theory_is_in_the_documentation() -> None:
     """Every theory module has its section, but for the machinery below them."""
-    shown = set(
-        re.findall(r"automodule:: fisheropt\.theory\.(\w+)", (ROOT / "docs" / "theory.md").read_text())
-    )
+    shown = set(re.findall(r"automodule:: fisheropt\.theory\.(\w+)", (ROOT / "docs" / "theory.md").read_text()))
     written = {path.stem for path in (ROOT / "fisheropt" / "theory").glob("*.py")} - {"__init__"}
     assert sorted(written - MACHINERY - shown) == []
 
@@ -239,9 +227,7 @@ def test_public_names_are_in_the_documentation() -> None:
     shown = set(re.findall(r"auto(?:class|function):: fisheropt\.([\w.]+)", pages))
     for name in re.findall(r"automodule:: (fisheropt[\w.]*)", pages):
         module = importlib.import_module(name)
-        shown |= {
-            thing for thing, value in vars(module).items() if getattr(value, "__module__", None) == name
-        }
+        shown |= {thing for thing, value in vars(module).items() if getattr(value, "__module__", None) == name}
         shown.add(name.removeprefix("fisheropt."))
     shown = {name.rpartition(".")[2] for name in shown}
     assert sorted(set(fisheropt.__all__) - shown - {"theory"}) == []

@@ -100,9 +100,7 @@ def imported(module: str) -> Iterator[str]:
 
 def floor_of(module: str) -> tuple[str, int]:
     name = module.split(".")[1]
-    assert name in FLOORS, (
-        f"{module} is on no floor: give fisheropt.{name} its place in tests/test_packaging.py"
-    )
+    assert name in FLOORS, f"{module} is on no floor: give fisheropt.{name} its place in tests/test_packaging.py"
     return name, FLOORS[name]
 
 
@@ -190,10 +188,7 @@ def test_public_names_that_exist_are_exported() -> None:
     import fisheropt
 
     defined = {
-        node.name
-        for tree in MODULES.values()
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        node.name for tree in MODULES.values() for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
     }
     assert sorted(PROMISED & defined - set(fisheropt.__all__)) == []
     assert {"FisherFloorSGD", "GodambeSGD", "AdaptiveBatchSGD"} <= defined
@@ -229,8 +224,7 @@ def test_constraints_pin_every_extra(metadata: str) -> None:
     for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE):
         requirement = Requirement(line)
         if any(
-            f"extra == '{extra}'" in str(requirement.marker).replace('"', "'")
-            for extra in ("peers", "tensorboard")
+            f"extra == '{extra}'" in str(requirement.marker).replace('"', "'") for extra in ("peers", "tensorboard")
         ):
             continue
         pin = pinned[canonicalize_name(requirement.name)]

@@ -3,6 +3,8 @@
 from fisheropt.control.base import Controller, GradientNoise
 from fisheropt.control.fixed import Fixed
 from fisheropt.control.go_f import GOF
+from fisheropt.control.inner_product import InnerProduct
+from fisheropt.control.noise_scale import NoiseScale
 from fisheropt.control.norm_test import NormTest
 from fisheropt.control.quantise import quantise
 from fisheropt.control.sampler import AdaptiveBatchSampler
@@ -14,6 +16,8 @@ __all__ = [
     "Controller",
     "Fixed",
     "GradientNoise",
+    "InnerProduct",
+    "NoiseScale",
     "NormTest",
     "quantise",
     "resolve",

@@ -4,9 +4,10 @@ Legend: A = ||grad L||_P^2, V = tr(PG) a sample, d = V^2/tr((PG)^2), b batch siz
 """
 
 import abc
-import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class GradientNoise:
 
     @property
     def usable(self) -> bool:
-        """Whether it says anything: finite, and with some noise."""
-        return math.isfinite(self.signal) and math.isfinite(self.noise) and self.noise > 0.0
+        """Whether it says anything: numbers, some noise, and their squares within the range of a float."""
+        return abs(self.signal) < LARGEST and 1.0 / LARGEST < self.noise < LARGEST
 
 
 class Controller(abc.ABC):

@@ -43,9 +43,7 @@ class GOF(Controller):
     def __post_init__(self) -> None:
         fractions = 0.0 < self.slow < 1.0 and 0.0 <= self.doubt < 1.0 and 0.0 <= self.memory < 1.0
         if not (fractions and self.drift >= 0.0):
-            raise ValueError(
-                f"{self!r}: drift is at least 0, slow, doubt and memory are in [0, 1); write GOF()."
-            )
+            raise ValueError(f"{self!r}: drift is at least 0, slow, doubt and memory are in [0, 1); write GOF().")
 
     def initial_state(self) -> dict[str, float]:
         """V, 1/d and the samples behind them; both beliefs and their odds; the last call and its result."""
@@ -75,7 +73,7 @@ class GOF(Controller):
         if reading is not None and reading.usable:
             new = _averaged(state, reading)
         elif state["read"]:
-            new, reading = dict(state), None
+            new, reading = state, None
         else:
             return dict(state), clip(batch_size, bounds)
         if not lr:

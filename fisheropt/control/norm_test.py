@@ -31,9 +31,7 @@ class NormTest(Controller):
 
     def __post_init__(self) -> None:
         if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 0.0):
-            raise ValueError(
-                f"NormTest(theta={self.theta}): theta is a positive number; write NormTest(theta=0.9)."
-            )
+            raise ValueError(f"NormTest(theta={self.theta}): theta is a positive number; write NormTest(theta=0.9).")
 
     def initial_state(self) -> dict[str, float]:
         """Nothing to remember."""

@@ -37,7 +37,7 @@ class Belief(NamedTuple):
             kept**steps * self.signal + added * _geometric(kept, steps),
             kept ** (2 * steps) * self.variance
             + spread * _geometric(kept**2, steps)
-            + 0.0,
+            + steps * (drift * self.signal) ** 2,
         )
 
     def given(self, reading: GradientNoise, step: float, noise: Noise) -> tuple["Belief", float]:
@@ -50,7 +50,8 @@ class Belief(NamedTuple):
         surprise = reading.signal - self.signal
         floor = SMALLEST_SIGNAL * step * noise.trace / reading.batch_size
         signal = max(self.signal + self.variance / total * surprise, floor)
-        return Belief(signal, self.variance * error / total), -0.5 * (surprise**2 / total + math.log(total))
+        distance = min(surprise**2 / total, 2.0 * LARGEST_LOG_ODDS)
+        return Belief(signal, self.variance * error / total), -0.5 * (distance + math.log(total))
 
 
 class Mixture(NamedTuple):
@@ -67,9 +68,7 @@ class Mixture(NamedTuple):
         belief = Belief(signal, noise.error(signal, reading.batch_size))
         return Mixture(belief, belief, 0.0)
 
-    def after(
-        self, steps: int, lr: float, slowness: float, batch: float, noise: Noise, drift: float
-    ) -> "Mixture":
+    def after(self, steps: int, lr: float, slowness: float, batch: float, noise: Noise, drift: float) -> "Mixture":
         """Prediction over the steps, by both."""
         return Mixture(
             self.right.after(steps, lr, batch, noise, drift),
@@ -77,9 +76,7 @@ class Mixture(NamedTuple):
             self.log_odds,
         )
 
-    def given(
-        self, reading: GradientNoise, lr: float, slowness: float, noise: Noise, memory: float
-    ) -> "Mixture":
+    def given(self, reading: GradientNoise, lr: float, slowness: float, noise: Noise, memory: float) -> "Mixture":
         """Correction of both, and of the odds between them; older evidence fades by `memory`."""
         right, likely = self.right.given(reading, lr, noise)
         slow, likely_slow = self.slow.given(reading, lr * slowness, noise)

@@ -33,8 +33,9 @@ _FASTEST = 0.9  # the rules are for steps η < 1 in a metric near H⁻¹; where 
 class AdaptiveBatchSGD(FisherOptimizer):
     """SGD whose batch size follows the gradient's noise, b ← controller(A, V, η, b).
 
-    The noise is measured over all parameters of a group; the batch size follows the first group. Without a sampler the
-    proposal is only reported.
+    The noise is measured over all parameters of a group; the batch size follows the first group. The short batch at the
+    end of an epoch steps by its share, so that it is not hotter than the others. Without a sampler the proposal is only
+    reported.
 
     Args:
         params_or_model: the model, for per-sample noise; or parameters, each backward then being one observation.
@@ -124,7 +125,7 @@ class AdaptiveBatchSGD(FisherOptimizer):
     def _fresh(self, tap: Tap | None) -> Group:
         state = {} if self._controller is None else self._controller.initial_state()
         metric = metrics.fresh(torch.Size(()), None) if tap is None else metrics.fresh(noise_shape(tap), device_of(tap))
-        return metric | {"controller_state": state, "proposed_batch_size": 0.0}
+        return metric | {"controller_state": state, "proposed_batch_size": 0.0, "share": 1.0}
 
     def _decay(self, group: Group, count: int) -> float:
         """Weights that grow linearly with time, as in GodambeSGD."""
@@ -145,6 +146,8 @@ class AdaptiveBatchSGD(FisherOptimizer):
         assert controller is not None
         lo, hi = (1, _UNBOUNDED) if sampler is None else (sampler.min_batch_size, sampler.max_batch_size)
         size = noise.batch_size if sampler is None else sampler.batch_size
+        for every in self.param_groups:
+            every["share"] = min(1.0, noise.batch_size / size)
         state, proposal = controller.propose(
             group["controller_state"],
             noise,
@@ -159,10 +162,12 @@ class AdaptiveBatchSGD(FisherOptimizer):
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         watched = list(self._tap_of(group).parameters.values())
-        return metrics.apply(group["metric_inverse"], watched, parameters, grads)
+        if not group["metric_ready"]:
+            return list(torch._foreach_mul(grads, group["share"]))
+        return metrics.apply(group["metric_inverse"], group["lr"], group["share"], watched, parameters, grads)
 
     def _active(self, group: Group) -> bool:
-        return bool(group["metric_ready"])
+        return bool(group["metric_ready"]) or group["share"] < 1
 
     def _details(self, group: Group) -> dict[str, Any]:
         return {
@@ -180,7 +185,10 @@ class AdaptiveBatchSGD(FisherOptimizer):
                 ("Write AdaptiveBatchSGD(model, ...), or run at least two backward() a step.",),
             )
         now = first["count"] if self._sampler is None else self._sampler.batch_size
-        words = f"{first['controller']} proposes a batch of {proposal:.0f} samples at η = {number(first['lr']):g}; it is {now:.0f} now."
+        words = (
+            f"{first['controller']} proposes a batch of {proposal:.0f} samples at η = {number(first['lr']):g}; "
+            f"it is {now:.0f} now."
+        )
         if self._sampler is None:
             return words, ("Give sampler=AdaptiveBatchSampler(...) to let it be set.",)
         return words, ()

@@ -176,7 +176,9 @@ class FisherOptimizer(Optimizer, ABC):
     def _guarded(self, scale: LossScale, finite: dict[torch.device, Tensor]) -> None:
         """Update every group; where the answer is on a device, undo there what a non-finite gradient did."""
         flags = {device: flag for device, flag in finite.items() if device.type != "cpu"}
-        changed = [p for group in self.param_groups for p in group["params"] if p.grad is not None and p.device in flags]
+        changed = [
+            p for group in self.param_groups for p in group["params"] if p.grad is not None and p.device in flags
+        ]
         buffers = [self.state[p]["momentum_buffer"] for p in changed if "momentum_buffer" in self.state.get(p, {})]
         undo = Undo([*changed, *buffers])
         for group in self.param_groups:
@@ -243,15 +245,17 @@ class FisherOptimizer(Optimizer, ABC):
             return
         grads = [cast(Tensor, p.grad) for p in parameters]
         if any(g.is_sparse for g in grads):
-            raise RuntimeError(f"{type(self).__name__} does not take sparse gradients; write nn.Embedding(..., sparse=False)")
+            raise RuntimeError(
+                f"{type(self).__name__} does not take sparse gradients; write nn.Embedding(..., sparse=False)"
+            )
         grads = scale.unscale(grads)
         decay, maximize = group["weight_decay"], group["maximize"]
         if self._active(group):
-            grads = torch._foreach_neg(grads) if maximize else grads
-            grads = torch._foreach_add(grads, parameters, alpha=decay) if decay else grads
-            grads = self._direction(group, parameters, list(grads))
+            grads = list(torch._foreach_neg(grads)) if maximize else grads
+            grads = list(torch._foreach_add(grads, parameters, alpha=decay)) if decay else grads
+            grads = self._direction(group, parameters, grads)
             decay, maximize = 0.0, False
-        self._sgd(group, parameters, list(grads), decay, maximize)
+        self._sgd(group, parameters, grads, decay, maximize)
 
     def _sgd(self, group: Group, parameters: list[Tensor], grads: list[Tensor], decay: float, maximize: bool) -> None:
         momentum = group["momentum"]
@@ -284,7 +288,9 @@ class FisherOptimizer(Optimizer, ABC):
 
     def _tap_of(self, group: Group) -> Tap:
         """The tap of a measured group."""
-        return next(tap for tap, held in zip(self._taps, self.param_groups, strict=True) if held is group and tap is not None)
+        return next(
+            tap for tap, held in zip(self._taps, self.param_groups, strict=True) if held is group and tap is not None
+        )
 
     def _arm(self, tap: Tap, group: Group) -> None:
         """Switch the tap on if the step that comes next is measured."""
@@ -293,7 +299,7 @@ class FisherOptimizer(Optimizer, ABC):
             tap.channel.seed = int(group["steps"]) << 16
 
     def _active(self, group: Group) -> bool:
-        return group["measured"] > 0
+        return bool(group["measured"])
 
     def _due(self, group: Group) -> bool:
         """Whether the step that comes next is measured: the first ten, then each tenth, unless `every` says otherwise."""
@@ -376,7 +382,7 @@ class FisherOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_model", "_likelihood", "_taps", *self._kept)
-        return super().__getstate__() | {name: vars(self)[name] for name in kept}  # type: ignore[no-untyped-call]
+        return super().__getstate__() | {name: vars(self)[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -414,7 +420,9 @@ def _with_names(group: Group, model: nn.Module, index: int) -> Group:
     given = group["params"]
     parameters = [given] if isinstance(given, Tensor) else list(given)
     names = {id(p): name for name, p in model.named_parameters()}
-    named = [p if isinstance(p, tuple) else (names.get(id(p), f"group {index}.{i}"), p) for i, p in enumerate(parameters)]
+    named = [
+        p if isinstance(p, tuple) else (names.get(id(p), f"group {index}.{i}"), p) for i, p in enumerate(parameters)
+    ]
     return group | {"params": named}
 
 
@@ -450,5 +458,5 @@ def _check(group: Group) -> None:
     every = group["every"]
     if every != "auto" and (isinstance(every, str) or every < 1 or every != int(every)):
         raise ValueError(f"every={every!r} must be 'auto' or a whole number of steps >= 1")
-    if not 0 < group["overhead"]:
+    if not group["overhead"] > 0:
         raise ValueError(f"overhead={group['overhead']} must be positive, the share of a step that measuring may cost")

@@ -118,7 +118,8 @@ class FisherFloorSGD(FisherOptimizer):
         return critical.statistic(self._chosen, parameters)
 
     def _fresh(self, tap: Tap | None) -> Group:
-        zero = torch.zeros(noise_shape(tap) if tap else (0, 0), dtype=torch.float64, device=tap and device_of(tap))
+        shape, device = (torch.Size((0, 0)), None) if tap is None else (noise_shape(tap), device_of(tap))
+        zero = torch.zeros(shape, dtype=torch.float64, device=device)
         return {"anchor": zero.sum(0), "anchored": 0.0, "stiffness": zero, "held": 0.0, "level": 0.0, "certified": 0.0}
 
     def _decay(self, group: Group, count: int) -> float:
@@ -214,8 +215,9 @@ class FisherFloorSGD(FisherOptimizer):
 def _verdict(details: dict[str, Any], count: float, mode: str) -> str:
     total = details["directions"]
     words = (
-        f"{details['identified']} of {total} directions are identified at {count:.0f} effective samples (information above "
-        f"3Λ* = {3 * details['lambda_star']:.3g}, δ = {details['delta']:g}); {details['below']} lie below their fluctuation Λ*."
+        f"{details['identified']} of {total} directions are identified at {count:.0f} effective samples (information "
+        f"above 3Λ* = {3 * details['lambda_star']:.3g}, δ = {details['delta']:g}); "
+        f"{details['below']} lie below their fluctuation Λ*."
     )
     if mode == "monitor":
         return words
@@ -244,7 +246,9 @@ def _advice(details: dict[str, Any], count: float) -> tuple[str, ...]:
             f"batch size, or smoothing="
         )
     if details["held"]:
-        advice.append("Collect data along the held directions, drop redundant features, or accept the anchor as a prior.")
+        advice.append(
+            "Collect data along the held directions, drop redundant features, or accept the anchor as a prior."
+        )
     return tuple(advice)
 
 
@@ -254,6 +258,8 @@ def _check(floor: float | str | None, mode: str, delta: float, smoothing: float 
     if mode not in ("anchor", "monitor"):
         raise ValueError(f"mode={mode!r} must be 'anchor' or 'monitor'")
     if not 0 < delta < 1:
-        raise ValueError(f"delta={delta!r} must lie between 0 and 1; it is the probability of a wrong claim, for instance .05")
+        raise ValueError(
+            f"delta={delta!r} must lie between 0 and 1; it is the probability of a wrong claim, for instance .05"
+        )
     if smoothing != "auto" and (isinstance(smoothing, str) or not 0 <= smoothing < 1):
         raise ValueError(f"smoothing={smoothing!r} must be 'auto' or a number in [0, 1)")

@@ -28,6 +28,7 @@ _METRICS = ("curvature", "fisher", None)
 _STRUCTURES = ("auto", "full")
 _GAINS = ("constant", "running")
 _RUNNING = 2.0  # 1 is the plain mean, which forgets a far start too slowly; 2 costs a third more variance in one pass
+_FAR = 4.0  # ‖ĝ‖²_P in units of its noise V/b, above which the fit is still travelling
 
 
 @final
@@ -48,8 +49,9 @@ class GodambeSGD(FisherOptimizer):
         foreach: as in torch.optim.SGD.
         differentiable: allow autograd through the step.
         metric: "curvature" for M = H, "fisher" for M = G, None for plain SGD.
-        gain: "constant" steps by η; "running" by η·2/(2+t) at step t, which makes the iterate a mean of Newton steps with
-            weights that grow linearly; either is multiplied by what an LR scheduler does to `lr`.
+        gain: "constant" steps by η; "running" by η·2b/(2b+d+n) for d parameters, batch size b and n samples since the
+            gradient was last clear of its noise, which makes the iterate a mean of Newton steps with weights that grow
+            linearly; `lr` stays an LR scheduler's.
         structure: "full", one matrix over all parameters of a group; "auto" takes it up to 4096 parameters.
         damping: ρ; "auto" is a share of what one more sample could add, tr(H)/10n or tr(G)/n, and falls like 1/n.
         likelihood: of the model's output, for H: "bernoulli", "categorical", "gaussian", "poisson", "multilabel" or an
@@ -83,7 +85,11 @@ class GodambeSGD(FisherOptimizer):
         every: int | Literal["auto"] = "auto",
         overhead: float = 0.05,
     ) -> None:
-        for name, value, known in (("metric", metric, _METRICS), ("structure", structure, _STRUCTURES), ("gain", gain, _GAINS)):
+        for name, value, known in (
+            ("metric", metric, _METRICS),
+            ("structure", structure, _STRUCTURES),
+            ("gain", gain, _GAINS),
+        ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: write one of {known}")
         metrics.check(damping)
@@ -118,7 +124,8 @@ class GodambeSGD(FisherOptimizer):
         return FullCovariance()
 
     def _fresh(self, tap: Tap | None) -> Group:
-        return metrics.fresh(torch.Size(()), None) if tap is None else metrics.fresh(noise_shape(tap), device_of(tap))
+        shape, device = (torch.Size(()), None) if tap is None else (noise_shape(tap), device_of(tap))
+        return metrics.fresh(shape, device) | {"gain_from": 0.0}
 
     def _decay(self, group: Group, count: int) -> float:
         """Weights that grow linearly with time, so that early parameters are forgotten and the mean still settles."""
@@ -129,6 +136,11 @@ class GodambeSGD(FisherOptimizer):
         if reading.information is not None:
             running.add(group, "information", reading.information, reading.count, self._decay(group, reading.count))
         metrics.refresh(group, key)
+        if reading.covariance is not None and group["metric_ready"]:
+            squared = reading.gradient @ group["metric_inverse"] @ reading.gradient
+            noise = (group["metric_inverse"] * reading.covariance).sum() / reading.count
+            if squared > _FAR * noise:
+                group["gain_from"] = group["steps"]
 
     def _key(self, group: Group) -> str:
         return "information" if self._likelihood is not None else "covariance"
@@ -138,10 +150,7 @@ class GodambeSGD(FisherOptimizer):
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         watched = list(self._tap_of(group).parameters.values())
-        moved = metrics.apply(group["metric_inverse"], watched, parameters, grads)
-        if group["gain"] == "constant":
-            return moved
-        return list(torch._foreach_mul(moved, _RUNNING / (_RUNNING + float(group["steps"]))))
+        return metrics.apply(group["metric_inverse"], group["lr"], _gain(group), watched, parameters, grads)
 
     def _details(self, group: Group) -> dict[str, Any]:
         details: dict[str, Any] = {"metric": group["metric"], "damping": group["metric_damping"]}
@@ -175,3 +184,14 @@ class GodambeSGD(FisherOptimizer):
             f"specified. The expected excess loss after n samples is at least tr(H⁻¹G)/2n.",
             (),
         )
+
+
+def _gain(group: Group) -> float:
+    """1, or 2/(2 + t + d/b) for t steps since the gradient was last clear of its noise.
+
+    Before d samples were seen, the noise of a Newton step exceeds what it can gain.
+    """
+    if group["gain"] == "constant":
+        return 1.0
+    steps = float(group["steps"]) - float(group["gain_from"])
+    return _RUNNING / (_RUNNING + steps + len(group["covariance"]) / group["count"])

@@ -2,7 +2,8 @@
 
 The damping is a share of what one more sample could add, ρ = α tr(M)/n: a direction that n samples have not shown may still
 have about that much, and ρ vanishes like 1/n beside M. The shares are ours (docs/design.md has the numbers): .1 for the
-curvature, 1 for the noise, which vanishes where a model can fit every sample and would let steps grow without bound.
+curvature once n is far above the number of parameters, 1 before and for the noise, which vanishes where a model can fit
+every sample and would let steps grow without bound.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def refresh(group: dict[str, Any], key: str) -> None:
     scale = float(matrix.diagonal().sum())
     if scale <= 0:
         return
-    damping = _SHARE[key] * scale / count if group["damping"] == "auto" else float(group["damping"])
+    share = min(1.0, _SHARE[key] + len(matrix) / count)
+    damping = share * scale / count if group["damping"] == "auto" else float(group["damping"])
     damping += float(group["weight_decay"])
     floor = torch.finfo(matrix.dtype).eps * scale
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -54,17 +56,31 @@ def refresh(group: dict[str, Any], key: str) -> None:
     group["metric_damping"], group["metric_ready"] = max(damping, floor), 1.0
 
 
-def apply(inverse: Tensor, watched: list[Tensor], parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    """P times the gradient.
+def apply(
+    inverse: Tensor,
+    lr: float | Tensor,
+    gain: float,
+    watched: list[Tensor],
+    parameters: list[Tensor],
+    grads: list[Tensor],
+) -> list[Tensor]:
+    """γP∇ for the gain γ, shortened where a step by η would be longer than 1 in the metric: η²γ²∇ᵀP∇ ≤ 1.
+
+    The length of a step in the Fisher metric is, to second order, √(2 KL) between the models before and after it, so that
+    no step forgets more than about one sample's worth of what the model says.
 
     Args:
         inverse: P, over the watched parameters laid end to end.
+        lr: η.
+        gain: γ.
         watched: the parameters that P was measured for.
         parameters: those that have a gradient; one that is not watched keeps its own.
         grads: their gradients.
     """
     given = {id(p): g for p, g in zip(parameters, grads, strict=True)}
     flat = torch.cat([given.get(id(p), torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched])
-    parts = (inverse @ flat).split([p.numel() for p in watched])
+    step = gain * (inverse @ flat)
+    length = (gain * (step @ flat)).clamp_min(0).sqrt() * lr
+    parts = (step / length.clamp_min(1)).split([p.numel() for p in watched])
     moved = {id(p): part.reshape(p.shape).to(p.dtype) for p, part in zip(watched, parts, strict=True)}
     return [moved.get(id(p), given[id(p)]) for p in parameters]

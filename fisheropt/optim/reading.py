@@ -56,7 +56,7 @@ def read(tap: Tap, scale: float) -> Reading | None:
         return None
     augmented = augmented.double()
     information = tap.channel.information if isinstance(tap, SampleTap) else None
-    if isinstance(tap, SampleTap):
+    if isinstance(tap, SampleTap) and tap.channel.parallel:
         augmented = reduce_augmented(augmented)
         information = None if information is None else reduce_sum(information.double())
     moments = joint_moments(augmented).unscaled(scale)
@@ -79,7 +79,7 @@ def _traces(tap: Tap, scale: float) -> Reading:
         return Reading(count, squared.sqrt(), second, None, None)
     noise = torch.stack([m.covariance().per_sample().value.double() for m in sums]).sum()
     signal = squared - noise / count
-    if isinstance(tap, SampleTap) and ranks() > 1:
+    if isinstance(tap, SampleTap) and tap.channel.parallel:
         pooled = reduce_sum(torch.stack([second, noise, signal, torch.full_like(noise, ranks() * count)])) / ranks()
         second, noise, signal, count = pooled[0], pooled[1], pooled[2], round(float(pooled[3]))
     return Reading(count, (signal + noise / count).clamp_min(0).sqrt(), second, noise, None)

@@ -83,4 +83,6 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.optimizer}: {self.steps} steps, noise measured on {self.measurements}, {self.skipped} skipped"
-        return "\n".join([head, f"  {self.verdict}", *(str(g) for g in self.groups), *(f"  → {a}" for a in self.advice)])
+        return "\n".join(
+            [head, f"  {self.verdict}", *(str(g) for g in self.groups), *(f"  → {a}" for a in self.advice)]
+        )

@@ -31,15 +31,14 @@ class Generic(Rule):
     def prepare(self, module: nn.Module) -> Rule:
         return Generic(_hookless(module))
 
-    def saved(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, ...]:
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         assert self.twin is not None
         for twin, original in zip(self.twin.modules(), module.modules(), strict=True):
             _refuse_coupling(original)
             if twin.training != original.training:
                 twin.training = original.training
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs)
         self.constants = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
         self.keys = tuple(key for key, value in given.items() if isinstance(value, Tensor))
         nested = [key for key, value in self.constants.items() if isinstance(value, (tuple, list, dict))]
@@ -70,10 +69,10 @@ class Generic(Rule):
             args, kwargs = self._arguments(sample)
 
             def run(parameters: dict[str, Tensor]) -> Tensor:
-                return functional_call(twin, parameters | constants, args, kwargs).squeeze(0)  # type: ignore[no-any-return]
+                return functional_call(twin, parameters | constants, args, kwargs).squeeze(0)
 
-            output, pullback = vjp(run, variables)
-            return pullback(g.to(output.dtype))[0]  # type: ignore[no-any-return]
+            output, pullback, *_ = vjp(run, variables)
+            return pullback(g.to(output.dtype))[0]
 
         return {name: Dense(h) for name, h in vmap(pull)(grad, *saved).items()}
 

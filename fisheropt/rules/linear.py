@@ -21,9 +21,7 @@ class Linear(Rule):
     def prepare(self, module: nn.Module) -> Rule:
         return self
 
-    def saved(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, ...]:
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         return (args[0] if args else kwargs["input"],)
 
     def forms(

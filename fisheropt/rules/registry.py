@@ -18,9 +18,7 @@ class Rule(ABC):
     """Whether no operation of the module saves its own output, so that a tap may take over its storage."""
 
     @abstractmethod
-    def saved(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, ...]:
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The inputs of the module that its per-sample gradients are made of."""
 
     @abstractmethod

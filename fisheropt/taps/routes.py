@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -29,14 +29,16 @@ class Route:
     names: dict[str, str]
 
 
-def routes(model: nn.Module, parameters: dict[str, Tensor]) -> list[Route]:
+def routes(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Route]:
     """The routes of the named parameters through the modules of the model.
 
     Raises:
         ValueError: names every trainable parameter that has no route, with the line to write.
     """
     name_of = {id(p): name for name, p in parameters.items()}
-    found, missing, seen = [], [], set()
+    found: list[Route] = []
+    missing: list[str] = []
+    seen: set[str] = set()
     for path, module in model.named_modules():
         own = {n: name_of[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in name_of}
         if not own:
@@ -94,4 +96,6 @@ def explain(model: nn.Module) -> str:
     ]
     rows = [("parameter", "shape", "module", "rule"), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -6,6 +6,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from fisheropt.likelihoods import Likelihood
@@ -33,6 +34,7 @@ class Channel:
         self.carrier: Tensor | None = None
         self.last: Tensor | None = None
         self.information: Tensor | None = None
+        self.parallel = False
         self.seed = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +78,9 @@ class LayerHook:
         self.in_place = route.rule.in_place
         self.statistic = tap.statistic
         joint = isinstance(tap.statistic, JointStatistic)
-        self.directions = {n: tap.directions[g] for n, g in route.names.items() if g in tap.directions} if joint else None
+        self.directions = (
+            {n: tap.directions[g] for n, g in route.names.items() if g in tap.directions} if joint else None
+        )
         self.sinks = (1 if joint else len(route.names)) + 1
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -152,6 +156,9 @@ class RootEntry:
         if batch is None:
             return
         self.channel.samples = batch.shape[0]
+        if not torch.compiler.is_compiling():
+            inside = DistributedDataParallel._active_ddp_module is not None
+            self.channel.parallel = inside or isinstance(module, DistributedDataParallel)
         if JOINT in self.channel.leaves:
             self.channel.carrier = Fold.apply(self.channel.leaves[JOINT], batch.shape[0])  # type: ignore[no-untyped-call]
 
@@ -170,7 +177,9 @@ class RootExit:
         if self.likelihood is None or self.channel.last is None or torch.compiler.is_compiling():
             return
         if not isinstance(output, Tensor):
-            raise TypeError(f"likelihood= needs a model that returns its logits as one tensor, not {type(output).__name__}")
+            raise TypeError(
+                f"likelihood= needs a model that returns its logits as one tensor, not {type(output).__name__}"
+            )
         leaf = self.channel.leaves[JOINT]
         cotangent = self.likelihood.cotangent(output.detach(), self.channel.seed)
         (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)

@@ -37,8 +37,7 @@ def floor_bracket(subspace_floor: float, sine: float, eigenvalue_max: float) -> 
         raise ValueError(f"floor_bracket: `sine` must lie in [0, 1], got {sine!r}")
     if not 0 <= subspace_floor <= eigenvalue_max:
         raise ValueError(
-            f"floor_bracket: needs 0 <= subspace_floor <= eigenvalue_max, got {subspace_floor!r} and "
-            f"{eigenvalue_max!r}"
+            f"floor_bracket: needs 0 <= subspace_floor <= eigenvalue_max, got {subspace_floor!r} and {eigenvalue_max!r}"
         )
     square = sine**2
     lower = (subspace_floor - square * eigenvalue_max) / (1 - square) if square < 1 else 0.0
@@ -59,8 +58,7 @@ def davis_kahan_sine(eigenvalues: Tensor, k: int, error: float) -> float:
     """
     if not 1 <= k < len(eigenvalues):
         raise ValueError(
-            f"davis_kahan_sine: `k` must leave an eigenvalue outside of V, 1 <= k < {len(eigenvalues)}, "
-            f"got {k!r}"
+            f"davis_kahan_sine: `k` must leave an eigenvalue outside of V, 1 <= k < {len(eigenvalues)}, got {k!r}"
         )
     if not 0 <= error < math.inf:
         raise ValueError(f"davis_kahan_sine: `error` is a norm, got {error!r}")

@@ -43,9 +43,7 @@ def whitened_limits(ratio_a: float, ratio_b: float) -> tuple[float, float]:
     """
     a, b = (checked_positive(ratio, "ratio", "whitened_limits") for ratio in (ratio_a, ratio_b))
     if max(a, b) >= 1:
-        raise ValueError(
-            f"whitened_limits: both halves need more samples than directions, got d/n = {a:g} and {b:g}"
-        )
+        raise ValueError(f"whitened_limits: both halves need more samples than directions, got d/n = {a:g} and {b:g}")
     spread = math.sqrt(a + b - a * b)
     return ((1 - spread) / (1 - a)) ** 2, ((1 + spread) / (1 - a)) ** 2
 
@@ -57,9 +55,7 @@ def threshold_ratio(condition: float = 1.0) -> float:
         condition: r = lambda_min(Gamma) / lambda_max(Gamma), in (0, 1].
     """
     if not 0 < condition <= 1:
-        raise ValueError(
-            f"threshold_ratio: `condition` is lambda_min / lambda_max, in (0, 1], got {condition!r}"
-        )
+        raise ValueError(f"threshold_ratio: `condition` is lambda_min / lambda_max, in (0, 1], got {condition!r}")
     return (math.sqrt(1 + condition / 2) - 1) ** -2
 
 

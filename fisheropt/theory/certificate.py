@@ -67,9 +67,7 @@ class LanczosBound:
 
     def certify(self, tau: float) -> FloorCertificate:
         """Certificate of the floor tau: granted iff the bound reaches it."""
-        return FloorCertificate(
-            self.value >= tau, float(tau), self.value, self.probability, self.resolution, "lanczos"
-        )
+        return FloorCertificate(self.value >= tau, float(tau), self.value, self.probability, self.resolution, "lanczos")
 
 
 def certify_floor_cholesky(matrix: Tensor, tau: float) -> FloorCertificate:
@@ -110,9 +108,7 @@ def lanczos_resolution(dim: int, delta: float, steps: int) -> float:
     """
     checked_probability(delta, "lanczos_resolution")
     if dim < 1 or steps < 1:
-        raise ValueError(
-            f"lanczos_resolution: `dim` and `steps` must be at least 1, got {dim!r} and {steps!r}"
-        )
+        raise ValueError(f"lanczos_resolution: `dim` and `steps` must be at least 1, got {dim!r} and {steps!r}")
     return (math.log(1.648 * math.sqrt(dim) / delta) / (2 * steps - 1)) ** 2
 
 

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from fisheropt.theory.mixture_nodes import Nodes
-from fisheropt.theory.resolvent import CurvePoint, Resolvent
+from fisheropt.theory.resolvent import CurvePoint, Resolvent, descend
 
 _NEWTON = 40
 _SMALLEST_STEP = 1e-3
+_COMPLEX_NEWTON = 10
+_HALVINGS = 30
+_SMALL = 1e-2
+_TOP = 8.0
 _HEIGHT = 1e-6
-_LEVELS = 40
 
 
 class _State(NamedTuple):
@@ -48,6 +51,11 @@ class Dyson(Resolvent):
         outer = nodes.anchors[:, :, None] * nodes.anchors[:, None, :] + nodes.covariance
         self._moments = outer.flatten(1)
         self._solved: dict[float, _State | None] = {}
+
+    @property
+    def ratio(self) -> float:
+        """Samples over dimension, phi."""
+        return self._ratio
 
     @property
     def mean(self) -> float:
@@ -98,27 +106,34 @@ class Dyson(Resolvent):
         return half.mT @ half
 
     def _newton(self, s: float, m: Tensor) -> _State | None:
-        """Solution of trace m s near a start; None when it leaves the domain X > 0 or does not converge."""
-        identity = torch.eye(self._m, dtype=torch.float64)
+        """Solution of trace m s from a start in the domain X > 0, by steps that stay in it; None without success."""
+        p = self._real_p(m)
         for _ in range(_NEWTON):
-            p = self._real_p(m)
             if p is None:
                 return None
             balance = self._mean_p(p) / self._snr - torch.linalg.inv(m)
             z = float(balance.diagonal().mean())
-            residual = balance - z * identity
+            residual = balance - z * torch.eye(self._m, dtype=torch.float64)
             system = self._bordered(m, p)
             defect = torch.cat((residual.flatten(), (m.diagonal().mean() - s)[None]))
-            step = torch.linalg.solve(system, -defect)
-            if float(step[:-1].abs().max()) < 1e-11 * abs(s):
+            step = torch.linalg.solve(system, -defect)[:-1].reshape(self._m, -1)
+            if float(step.abs().max()) < 1e-11 * abs(s):
                 target = torch.zeros_like(defect).index_fill_(0, torch.tensor([self._m**2]), 1.0)
                 tangent = torch.linalg.solve(system, target)
                 return _State(m, z, tangent[:-1].reshape(self._m, -1), float(tangent[-1]))
-            moved = m + step[:-1].reshape(self._m, -1)
-            m = (moved + moved.mT) / 2
-            if not m.isfinite().all():
-                return None
+            m, p = self._inside(m, (step + step.mT) / 2)
         return None
+
+    def _inside(self, m: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """M + step and P there, the step halved until X > 0 and M keeps its sign."""
+        sign = math.copysign(1.0, float(m.trace()))
+        for _ in range(_HALVINGS):
+            moved = m + step
+            p = self._real_p(moved) if torch.linalg.cholesky_ex(sign * moved).info == 0 else None
+            if p is not None:
+                return moved, p
+            step = step / 2
+        return m, None
 
     def _solve(self, s: float) -> _State | None:
         """Continuation in S from the nearest solved point, or from M = S I."""
@@ -126,7 +141,7 @@ class Dyson(Resolvent):
             return self._solved[s]
         near = [t for t, state in self._solved.items() if state is not None and t * s > 0]
         start = min(near, key=lambda t: abs(math.log(t / s)), default=None)
-        if start is None:
+        if start is None or abs(s) * self.mean < _SMALL:
             state = self._newton(s, s * torch.eye(self._m, dtype=torch.float64))
         else:
             state = self._advance(start, s)
@@ -139,7 +154,7 @@ class Dyson(Resolvent):
         while origin is not None:
             last = abs(math.log(s / start)) <= abs(math.log(step)) * (1 + 1e-12)
             target = s if last else start * step
-            state = self._newton(target, origin.m * (target / start))
+            state = self._newton(target, origin.m * (target / start)) or self._newton(target, origin.m)
             if state is None and abs(math.log(step)) < _SMALLEST_STEP:
                 return None
             if state is None:
@@ -166,51 +181,44 @@ class Dyson(Resolvent):
 
     def _kronecker(self, p: Tensor) -> Tensor:
         size = math.isqrt(self._moments.shape[1])
-        blocks = ((self._weights[:, None] * p.flatten(1)).T @ self._moments).reshape(
-            self._m, self._m, size, size
-        )
+        blocks = ((self._weights[:, None] * p.flatten(1)).T @ self._moments).reshape(self._m, self._m, size, size)
         return blocks.permute(0, 2, 1, 3).reshape(self._m * size, self._m * size)
 
-    def _complex_step(self, m: Tensor, z: complex) -> tuple[Tensor, float]:
-        """A Newton step where it stays in the upper half-plane, else the fixed-point step; and its size."""
-        v = self._v.to(m.dtype)
-        p = v @ torch.linalg.solve(self._inner(m), v.mT.contiguous())
-        drift = self._mean_p(p) / self._snr
-        identity = torch.eye(self._m, dtype=m.dtype)
-        residual = drift - torch.linalg.inv(m) - z * identity
-        step = torch.linalg.solve(self._jacobian(m, p), -residual.flatten()).reshape(self._m, -1)
-        moved = m + (step + step.mT) / 2
-        if not bool(torch.linalg.cholesky_ex(moved.imag).info == 0):
-            moved = torch.linalg.inv(drift - z * identity)
-        return moved, float((moved - m).abs().max() / moved.abs().max())
+    def _settle(self, m: Tensor, z: complex, height: float) -> tuple[Tensor, bool]:
+        """Newton's method from a start nearby, the fixed-point step where it would leave the upper half-plane.
 
-    def _settle(self, m: Tensor, z: complex, tolerance: float, steps: int) -> tuple[Tensor, bool]:
-        for _ in range(steps):
-            m, change = self._complex_step(m, z)
-            if change < tolerance:
+        A value with positive imaginary part and a residual below the height is the solution at a z nearby.
+        """
+        identity, v = torch.eye(self._m, dtype=m.dtype), self._v.to(m.dtype)
+        for _ in range(_COMPLEX_NEWTON):
+            p = v @ torch.linalg.solve(self._inner(m), v.mT.contiguous())
+            drift = self._mean_p(p) / self._snr
+            residual = drift - torch.linalg.inv(m) - z * identity
+            if float(residual.abs().max()) < 0.1 * height / self._m:
                 return m, True
+            step = torch.linalg.solve(self._jacobian(m, p), -residual.flatten()).reshape(self._m, -1)
+            moved = m + (step + step.mT) / 2
+            outside = bool(torch.linalg.cholesky_ex(moved.imag).info != 0)
+            m = torch.linalg.inv(drift - z * identity) if outside else moved
         return m, False
 
-    def _descend(self, x: float, unit: float) -> Tensor:
-        """M(x + i0) by continuation of the imaginary part from far above the axis."""
-        m = -torch.eye(self._m, dtype=torch.complex128) / complex(x, 4 * unit)
-        for height in torch.logspace(
-            math.log10(4), math.log10(_HEIGHT), _LEVELS, dtype=torch.float64
-        ).tolist():
-            m, _ = self._settle(m, complex(x, height * unit), 1e-6, 20)
-        return m
+    def _stieltjes(self, x: float, unit: float, start: Tensor | None) -> Tensor:
+        """M(x + i0), from the solution at a neighbour or by continuation in the height."""
+        bottom = _HEIGHT * unit
+        if start is not None:
+            m, settled = self._settle(start, complex(x, bottom), bottom)
+            if settled:
+                return m
+        far = -torch.eye(self._m, dtype=torch.complex128) / complex(x, _TOP * unit)
+        return descend(lambda m, h: self._settle(m, complex(x, h), h), far, _TOP * unit, bottom)
 
     def density_and_cdf(self, x: Tensor, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Im tr M/(pi m), and the same potential as in the scalar case with traces and log-determinants."""
         result = torch.zeros(2, len(x), dtype=torch.float64)
-        order, m = x.argsort(), None
-        for index in order.tolist():
+        m: Tensor | None = None
+        for index in x.argsort().tolist():
+            m = self._stieltjes(float(x[index]), edges[1], m)
             z = complex(float(x[index]), _HEIGHT * edges[1])
-            settled = False
-            if m is not None:
-                m, settled = self._settle(m, z, 1e-8, 15)
-            if m is None or not settled:
-                m, _ = self._settle(self._descend(z.real, edges[1]), z, 1e-8, 200)
             logs = self._weights.to(m.dtype) @ _log_det(self._inner(m))
             potential = _log_det(m) + z * m.trace() - self._ratio * logs
             result[0, index] = float(m.trace().imag) / (math.pi * self._m)

@@ -84,9 +84,7 @@ def _from_summary(
             'write method="gaussian", which needs only eigenvalue_max, k and n'
         )
     if not 0 <= eigenvalue_max < math.inf:
-        raise ValueError(
-            f"lambda_star: `eigenvalue_max` must be finite and not negative, got {eigenvalue_max!r}"
-        )
+        raise ValueError(f"lambda_star: `eigenvalue_max` must be finite and not negative, got {eigenvalue_max!r}")
     if k < 1:
         raise ValueError(f"lambda_star: `k` counts directions and must be at least 1, got {k!r}")
     count = checked_positive(n, "n", "lambda_star")
@@ -136,9 +134,7 @@ def lambda_star(
     """
     delta = checked_probability(delta, "lambda_star")
     if method not in _METHODS:
-        raise ValueError(
-            f"lambda_star(method={method!r}): unknown method; write one of {', '.join(_METHODS)}"
-        )
+        raise ValueError(f"lambda_star(method={method!r}): unknown method; write one of {', '.join(_METHODS)}")
     if scores is None:
         return _from_summary(eigenvalue_max, k, n, delta, method)
     if (eigenvalue_max, k, n) != (None, None, None):

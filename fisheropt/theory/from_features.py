@@ -87,9 +87,7 @@ def _isotropic(weights: Tensor, pooled: _Pooled) -> tuple[Tensor, float]:
     """Gram matrix with the unbiased norms of the means, and the noise variance."""
     noise = float(pooled.covariance.diagonal().mean())
     columns = torch.cat((weights, pooled.means))
-    correction = torch.cat(
-        (torch.zeros(len(weights), dtype=torch.float64), noise * weights.shape[1] / pooled.counts)
-    )
+    correction = torch.cat((torch.zeros(len(weights), dtype=torch.float64), noise * weights.shape[1] / pooled.counts))
     return columns @ columns.T - correction.diag(), noise
 
 
@@ -114,9 +112,7 @@ def _mean_variances(gram: Tensor, noise: float, pooled: _Pooled, size: int) -> T
     heads = len(gram) - len(pooled.counts)
     rates = torch.cat((torch.zeros(heads, dtype=torch.float64), 1 / pooled.counts))
     norms = gram.diagonal().clamp(min=0)
-    variance = (
-        noise * (norms[:, None] * rates + rates[:, None] * norms) + noise**2 * size * rates[:, None] * rates
-    )
+    variance = noise * (norms[:, None] * rates + rates[:, None] * norms) + noise**2 * size * rates[:, None] * rates
     return variance + variance.diagonal().diag()
 
 
@@ -142,13 +138,9 @@ def _checked(weights: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor,
             "write mixture_statistics(head.weight, features, labels)"
         )
     if labels.shape != (len(features),) or labels.is_floating_point():
-        raise ValueError(
-            f"{call}: `labels` must be {len(features)} integers, got {labels.dtype} {tuple(labels.shape)}"
-        )
+        raise ValueError(f"{call}: `labels` must be {len(features)} integers, got {labels.dtype} {tuple(labels.shape)}")
     if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= len(weights):
-        raise ValueError(
-            f"{call}: `labels` must be non-empty and in 0..{len(weights) - 1}, the rows of `weights`"
-        )
+        raise ValueError(f"{call}: `labels` must be non-empty and in 0..{len(weights) - 1}, the rows of `weights`")
     if not (weights.isfinite().all() and features.isfinite().all()):
         raise ValueError(f"{call}: `weights` and `features` must be finite")
     moved = weights.detach().to("cpu", torch.float64), features.detach().to("cpu", torch.float64)
@@ -197,9 +189,7 @@ def mixture_statistics(
         snr_se=0.0 if whiten else relative / noise,
         ratio=count / size,
         class_of=pooled.classes,
-        bias=torch.zeros(len(weights), dtype=torch.float64)
-        if bias is None
-        else bias.detach().to("cpu", torch.float64),
+        bias=torch.zeros(len(weights), dtype=torch.float64) if bias is None else bias.detach().to("cpu", torch.float64),
         samples=count,
         anisotropy=1.0 if whiten else anisotropy,
         projected=max(0.0, -float(values[0]) / float(values[-1])),

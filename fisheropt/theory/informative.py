@@ -73,9 +73,7 @@ def informative(
             "write eigenvalues = torch.linalg.eigvalsh(matrix)"
         )
     if dimension < 1:
-        raise ValueError(
-            f"informative: `dimension` must be positive, got {dimension}; write features.shape[1]"
-        )
+        raise ValueError(f"informative: `dimension` must be positive, got {dimension}; write features.shape[1]")
     rows = spectrum.alignments.shape[1] if spectrum.block == "full" else 1
     width = spectrum.edge_scale * (dimension * rows) ** (-2 / 3)
     threshold = spectrum.edge + max(0.0, width * tracy_widom_quantile(1 - level))
@@ -84,6 +82,4 @@ def informative(
     overlaps = torch.full((rank,), torch.nan, dtype=torch.float64)
     known = min(rank, len(spectrum.overlaps))
     overlaps[:known] = spectrum.overlaps[:known]
-    return Informative(
-        mask, rank, threshold, int((spectrum.outliers > threshold).sum()), overlaps, spectrum.bulk_mean
-    )
+    return Informative(mask, rank, threshold, int((spectrum.outliers > threshold).sum()), overlaps, spectrum.bulk_mean)

@@ -32,8 +32,7 @@ def fisher_coefficients(radius: float) -> tuple[float, float]:
 def _checked_mean(mean: Tensor, call: str) -> Tensor:
     if mean.ndim != 1 or not mean.is_floating_point() or not bool(mean.isfinite().all()):
         raise ValueError(
-            f"{call}: `mean` must be a finite floating-point vector [d], got shape {tuple(mean.shape)} of "
-            f"{mean.dtype}"
+            f"{call}: `mean` must be a finite floating-point vector [d], got shape {tuple(mean.shape)} of {mean.dtype}"
         )
     return mean
 

@@ -139,9 +139,7 @@ def _checked_gram(gram: Tensor, call: str) -> Tensor:
 
 def _checked_proportions(proportions: Tensor, call: str) -> Tensor:
     if proportions.ndim != 1 or len(proportions) == 0 or not bool((proportions > 0).all()):
-        raise ValueError(
-            f"{call}: `proportions` must be a vector of positive numbers, got {proportions.tolist()}"
-        )
+        raise ValueError(f"{call}: `proportions` must be a vector of positive numbers, got {proportions.tolist()}")
     if abs(float(proportions.sum()) - 1) > 1e-6:
         raise ValueError(
             f"{call}: `proportions` must sum to 1, got a sum of {float(proportions.sum()):.6g}; "
@@ -150,9 +148,7 @@ def _checked_proportions(proportions: Tensor, call: str) -> Tensor:
     return proportions / proportions.sum()
 
 
-def _checked_classes(
-    class_of: Sequence[int] | Tensor | None, components: int, classes: int, call: str
-) -> Tensor:
+def _checked_classes(class_of: Sequence[int] | Tensor | None, components: int, classes: int, call: str) -> Tensor:
     if class_of is None and classes != components:
         raise ValueError(
             f"{call}: `gram` of size {classes + components} with {components} proportions leaves {classes} "
@@ -167,15 +163,9 @@ def _checked_classes(
 
 
 def _checked_bias(bias: Sequence[float] | Tensor | None, classes: int, call: str) -> Tensor:
-    result = (
-        torch.zeros(classes, dtype=torch.float64)
-        if bias is None
-        else torch.as_tensor(bias, dtype=torch.float64)
-    )
+    result = torch.zeros(classes, dtype=torch.float64) if bias is None else torch.as_tensor(bias, dtype=torch.float64)
     if result.shape != (classes,) or not result.isfinite().all():
-        raise ValueError(
-            f"{call}: `bias` must hold {classes} finite numbers, one a class, got {result.tolist()}"
-        )
+        raise ValueError(f"{call}: `bias` must hold {classes} finite numbers, one a class, got {result.tolist()}")
     return result
 
 

@@ -15,7 +15,7 @@ from fisheropt.theory.resolvent import Resolvent
 from fisheropt.theory.root_finding import bracketed_root
 
 _SAME = 1e-7
-_DOUBLINGS = 200
+_SMALLEST = 1e-300
 
 
 class Edge(NamedTuple):
@@ -38,30 +38,30 @@ class Outliers(NamedTuple):
     projections: Tensor
 
 
-def _squash(value: float) -> float:
-    return -1.0 if value == -math.inf else value / (1 + abs(value))
+def _margin(resolvent: Resolvent, y: float) -> float:
+    """(1 - S^2 z'(S))^(-1/2) - 1 at S = 1/y: zero at an edge, -1 past the end, and linear in y for constant weights."""
+    slope = resolvent.slope(1 / y)
+    return -1.0 if slope == -math.inf else max(1e-16, 1 - slope) ** -0.5 - 1
 
 
-def _beyond_right_edge(resolvent: Resolvent) -> float:
-    """An S at or past the edge, to start the search from."""
-    if resolvent.left_limit > -math.inf:
-        return resolvent.left_limit * (1 - 1e-9)
-    s = -1 / resolvent.mean
-    for _ in range(_DOUBLINGS):
-        if resolvent.slope(s) <= 0:
-            return s
-        s *= 2
-    raise RuntimeError(
-        f"right_edge: no edge found down to S = {s:.3g} for a law of mean {resolvent.mean:.3g}"
-    )
+def _inside(resolvent: Resolvent) -> float:
+    """1/S at a point right of the edge, where S^2 z' > 1/2."""
+    s = -0.1 / resolvent.mean
+    while resolvent.slope(s) < 0.5:
+        s /= 4
+    return 1 / s
 
 
 def right_edge(resolvent: Resolvent) -> Edge:
-    """Z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
-    limit = _beyond_right_edge(resolvent)
-    if resolvent.slope(limit) >= 0:
-        return Edge(limit, resolvent.at(limit).z, 0.0)
-    s = bracketed_root(lambda t: _squash(resolvent.slope(t)), limit, limit * 1e-6)
+    """z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
+    high, end = _inside(resolvent), min(-_SMALLEST, (1 + 1e-9) / resolvent.left_limit)
+    intercept = resolvent.ratio**-0.5
+    low = min(end, high * (1 + intercept) / (_margin(resolvent, high) + 1 + intercept))
+    while low < end and _margin(resolvent, low) > 0:
+        low = min(end, low / 2)
+    if low == end and _margin(resolvent, end) >= 0:
+        return Edge(1 / end, resolvent.at(1 / end).z, 0.0)
+    s = 1 / bracketed_root(lambda y: _margin(resolvent, y), low, high)
     return Edge(s, resolvent.at(s).z, _edge_scale(resolvent, s))
 
 
@@ -82,7 +82,7 @@ def left_edge(resolvent: Resolvent) -> float:
     high = low
     for _ in range(200):
         if (resolvent.slope(high) < 0) != (resolvent.slope(low) < 0):
-            s = bracketed_root(lambda t: _squash(resolvent.slope(t)), low, high, 1e-9)
+            s = 1 / bracketed_root(lambda y: _margin(resolvent, y), 1 / low, 1 / high, 1e-9)
             return max(0.0, resolvent.at(s).z)
         high *= 2
     return 0.0
@@ -96,7 +96,8 @@ class _Branches:
         self._resolvent, self._visited = resolvent, dict[float, Tensor]()
         lowest = self.gaps(edge.s)
         self.count = int((lowest < -1e-12 * edge.z).sum())
-        self.gaps(-0.999 / (edge.z - float(lowest[0])))
+        if self.count:
+            self.gaps(-0.999 / (edge.z - float(lowest[0])))
 
     def gaps(self, s: float) -> Tensor:
         """Sorted eigenvalues of B at S."""

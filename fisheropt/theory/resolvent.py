@@ -6,9 +6,12 @@ whose det(z I - F(z)) = 0 gives the outliers.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
+
+_FIRST_FACTOR, _LAST_FACTOR = 0.5, 0.999
 
 
 class CurvePoint(NamedTuple):
@@ -22,6 +25,11 @@ class CurvePoint(NamedTuple):
 
 class Resolvent(ABC):
     """A limiting law with its outlier matrix."""
+
+    @property
+    @abstractmethod
+    def ratio(self) -> float:
+        """Samples over dimension, phi."""
 
     @property
     @abstractmethod
@@ -54,3 +62,27 @@ class Resolvent(ABC):
     @abstractmethod
     def density_and_cdf(self, x: Tensor, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Density and distribution function of the law at real points [n] between its edges."""
+
+
+def descend(settle: Callable[[Tensor, float], tuple[Tensor, bool]], s: Tensor, top: float, bottom: float) -> Tensor:
+    """Continuation of S(x + i height) in the height, from `top` to `bottom`, by factors that adapt to failures.
+
+    S is univalent in the disc of radius `height` around its point, so Newton's method succeeds for factors near 1.
+
+    Args:
+        settle: Solves at a height from a start nearby, and tells whether it succeeded.
+        s: Start at `top`.
+        top: First height.
+        bottom: Last height.
+    """
+    height, factor = top, _FIRST_FACTOR
+    while height > bottom:
+        target = max(bottom, height * factor)
+        trial, settled = settle(s, target)
+        if settled:
+            s, height, factor = trial, target, max(_FIRST_FACTOR**2, factor**1.5)
+        elif factor > _LAST_FACTOR:
+            raise RuntimeError(f"the Stieltjes transform could not be continued below height {height:.3g}")
+        else:
+            factor = factor**0.5
+    return s

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fisheropt.theory.mixture_nodes import Nodes
-from fisheropt.theory.resolvent import CurvePoint, Resolvent
+from fisheropt.theory.resolvent import CurvePoint, Resolvent, descend
 
 _CELLS = 4096
 _COARSE = 8
-_LEVELS = 24
+_NEWTON = 8
+_TOP = 8.0
 _HEIGHT = 1e-7
 _CHUNK = 512
 
@@ -42,9 +43,9 @@ class Silverstein(Resolvent):
     def __init__(self, nodes: Nodes, values: Tensor, snr: float, ratio: float) -> None:
         self._scale, self._ratio, self._snr = snr * ratio, ratio, snr
         cell = (values / values.max().clamp(min=1e-300) * _CELLS).long().clamp(max=_CELLS - 1)
-        used, cell = cell.unique(return_inverse=True)
+        self._cells, cell = cell.unique(return_inverse=True)
         weighted = nodes.weights * values
-        self._mass = torch.zeros(len(used), dtype=torch.float64).index_add(0, cell, nodes.weights)
+        self._mass = torch.zeros(len(self._cells), dtype=torch.float64).index_add(0, cell, nodes.weights)
         self._f = torch.zeros_like(self._mass).index_add(0, cell, weighted) / self._mass
         self._moments = self._cell_moments(nodes, weighted, cell)
 
@@ -57,6 +58,11 @@ class Silverstein(Resolvent):
             outer = (weighted[part : part + 2**15, None] * anchors)[:, :, None] * anchors[:, None, :]
             result.index_add_(0, cell[part : part + 2**15], outer.flatten(1))
         return result + (self._mass * self._f)[:, None] * nodes.covariance.flatten()
+
+    @property
+    def ratio(self) -> float:
+        """Samples over dimension, phi."""
+        return self._ratio
 
     @property
     def mean(self) -> float:
@@ -96,27 +102,33 @@ class Silverstein(Resolvent):
 
     def _bulk_cells(self) -> tuple[Tensor, Tensor]:
         """Mass and f of cells eight times as wide, enough away from the real axis."""
-        group = torch.arange(len(self._f)) // _COARSE
+        _, group = (self._cells // _COARSE).unique_consecutive(return_inverse=True)
         mass = torch.zeros(int(group[-1]) + 1, dtype=torch.float64).index_add(0, group, self._mass)
         return mass, torch.zeros_like(mass).index_add(0, group, self._mass * self._f) / mass
 
     def _stieltjes(self, x: Tensor, unit: float) -> Tensor:
-        """S(x + i0): continuation of the imaginary part of z from far above the axis to 1e-7 of the edge."""
-        mass, f = self._bulk_cells()
-        s = -1 / torch.complex(x, torch.full_like(x, 4 * unit))
-        heights = torch.logspace(math.log10(4), math.log10(_HEIGHT), _LEVELS, dtype=torch.float64) * unit
-        for height in heights.tolist() + [float(heights[-1])] * 6:
-            z = torch.complex(x, torch.full_like(x, height))
-            for _ in range(2):
-                s = self._step(s, z, mass.to(s.dtype), f)
-        return s
+        """S(x + i0), at a height of 1e-7 of the edge.
 
-    def _step(self, s: Tensor, z: Tensor, mass: Tensor, f: Tensor) -> Tensor:
-        """A Newton step for z(S) = z where it stays in the upper half-plane, else the fixed-point step."""
-        ratio = f / (self._scale + s[:, None] * f)
-        drift = self._ratio * (ratio @ mass)
-        newton = s - (drift - 1 / s - z) / (1 / s**2 - self._ratio * (ratio.square() @ mass))
-        return torch.where(newton.imag > 0, newton, 1 / (drift - z))
+        A value in the upper half-plane with z(S) there too is the transform at z(S), as that solution is
+        unique: being within a tenth of the height of the target is all that is asked.
+        """
+        mass, f = self._bulk_cells()
+        weights = mass.to(torch.complex128)
+
+        def settle(s: Tensor, height: float) -> tuple[Tensor, bool]:
+            z = torch.complex(x, torch.full_like(x, height))
+            for _ in range(_NEWTON):
+                ratio = f / (self._scale + s[:, None] * f)
+                drift = self._ratio * (ratio @ weights)
+                residual = drift - 1 / s - z
+                if bool((residual.abs() < 0.1 * height).all()):
+                    return s, True
+                newton = s - residual / (1 / s**2 - self._ratio * (ratio.square() @ weights))
+                s = torch.where(newton.imag > 0, newton, 1 / (drift - z))
+            return s, False
+
+        start = -1 / torch.complex(x, torch.full_like(x, _TOP * unit))
+        return descend(settle, start, _TOP * unit, _HEIGHT * unit)
 
     def density_and_cdf(self, x: Tensor, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Im S/pi and -Im Psi/pi, in chunks of the points."""

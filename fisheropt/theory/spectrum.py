@@ -87,9 +87,7 @@ class EffectiveSpectrum:
         outside = (points >= self.edge).double() + self.atom * ((points >= 0) & (points < self.edge)).double()
         result = torch.zeros_like(points) if which == 0 else outside
         if inside.any():
-            result[inside] = self.resolvent.density_and_cdf(points[inside], (self.lower_edge, self.edge))[
-                which
-            ]
+            result[inside] = self.resolvent.density_and_cdf(points[inside], (self.lower_edge, self.edge))[which]
         return result
 
 
@@ -140,9 +138,7 @@ def _node_error(fine: _Solution, coarse: _Solution) -> float:
     count = max(len(fine.outliers.locations), len(coarse.outliers.locations))
     rows = []
     for solution in (fine, coarse):
-        missing = torch.full(
-            (count - len(solution.outliers.locations),), solution.edge.z, dtype=torch.float64
-        )
+        missing = torch.full((count - len(solution.outliers.locations),), solution.edge.z, dtype=torch.float64)
         head = torch.tensor([solution.edge.z, solution.resolvent.mean], dtype=torch.float64)
         rows.append(torch.cat((head, solution.outliers.locations, missing)))
     return float(((rows[0] - rows[1]).abs() / rows[0]).max())
@@ -158,13 +154,9 @@ def _checked_request(request: _Request, classes: int) -> _Request:
     if request.kind not in _BLOCKS:
         raise ValueError(f'{call}: `kind` must be "hessian" or "information", got {request.kind!r}')
     if request.block != "full" and not (isinstance(request.block, int) and 0 <= request.block < classes):
-        raise ValueError(
-            f'{call}: `block` must be "full" or a class in 0..{classes - 1}, got {request.block!r}'
-        )
+        raise ValueError(f'{call}: `block` must be "full" or a class in 0..{classes - 1}, got {request.block!r}')
     if request.samples is not None and request.samples < 10:
-        raise ValueError(
-            f"{call}: `samples` must be at least 10, got {request.samples}; samples=None is the limit"
-        )
+        raise ValueError(f"{call}: `samples` must be at least 10, got {request.samples}; samples=None is the limit")
     return request
 
 

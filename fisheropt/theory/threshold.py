@@ -128,9 +128,7 @@ class ThresholdReport:
     def _identified_in_words(self) -> str:
         total, done = self.directions, self.identified
         if done == total:
-            return (
-                f"{'The direction is' if total == 1 else f'All {total} directions are'} identified {_HERE}."
-            )
+            return f"{'The direction is' if total == 1 else f'All {total} directions are'} identified {_HERE}."
         if total == 1:
             parts = [f"The direction is not identified {_HERE}"]
         elif done == 0:

@@ -150,9 +150,7 @@ def classify_whitened(lambda_star: SupportsFloat) -> Status:
     """
     level = float(lambda_star)
     if not level >= 0:
-        raise ValueError(
-            f"classify_whitened({level!r}): a fluctuation level is a number that is not negative"
-        )
+        raise ValueError(f"classify_whitened({level!r}): a fluctuation level is a number that is not negative")
     if level > 1:
         return Status.BELOW
     return Status.ABOVE if level < 1 / TRUE_RATIO else Status.UNDECIDED

@@ -1,19 +1,25 @@
 """Controllers: exact laws of the rules, purity, robustness, and the quantiser's dead zone."""
 
+import inspect
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
+import fisheropt.control
 from fisheropt.control.base import Controller, GradientNoise
 from fisheropt.control.fixed import Fixed
 from fisheropt.control.go_f import GOF
+from fisheropt.control.inner_product import InnerProduct
+from fisheropt.control.noise_scale import NoiseScale
 from fisheropt.control.norm_test import NormTest
 from fisheropt.control.quantise import quantise
 from fisheropt.control.table import names, resolve
@@ -88,10 +94,8 @@ def test_go_f_notices_a_metric_that_is_too_small(lr: float) -> None:
     def loss(controller: Controller) -> tuple[float, float]:
         run = Run(controller, lr, contraction=0.25)
         start = run.trace / run.signal
-        for signal, _, seen, state in run.steps(500):
-            if seen > 1e5:
-                break
-        return signal * (start + seen) / run.trace, state["log_odds"]
+        last = next(step for step in run.steps(500) if step[2] > 1e5)
+        return last[0] * (start + last[2]) / run.trace, last[3]["log_odds"]
 
     with_doubt, odds = loss(GOF())
     without, _ = loss(GOF(doubt=0.0))
@@ -133,19 +137,40 @@ def test_the_norm_test_has_no_fixed_point_in_pure_noise(theta: float) -> None:
         sample = rng.standard_normal((batch, width))
         mean, trace = sample.mean(0), sample.var(0, ddof=1).sum()
         reading = GradientNoise(mean @ mean - trace / batch, trace, float(width), batch)
-        _, proposal = NormTest(theta).propose(
-            {}, reading, lr=0.1, batch_size=batch, samples=batch, bounds=ANY
-        )
+        _, proposal = NormTest(theta).propose({}, reading, lr=0.1, batch_size=batch, samples=batch, bounds=ANY)
         ratios.append(batch / proposal)
     assert np.mean(ratios) == pytest.approx(theta**2, rel=0.05)
 
 
+def test_the_inner_product_test_falls_in_pure_noise() -> None:
+    """AB-R4: b_next/b = 1/(theta^2 d), where the variance along g outweighs that across it."""
+    batch, width = 3200, 20.0
+    reading = GradientNoise(0.0, width, width, batch)
+    _, proposal = InnerProduct().propose({}, reading, lr=0.1, batch_size=batch, samples=batch, bounds=ANY)
+    assert proposal / batch == pytest.approx(1 / (0.81 * width))
+    _, proposal = InnerProduct(theta=9.0).propose({}, reading, lr=0.1, batch_size=batch, samples=batch, bounds=ANY)
+    assert proposal / batch == pytest.approx(0.95 / 5.84**2)
+
+
+def test_the_noise_scale_is_a_ratio_of_averages() -> None:
+    """It converges to V/A on readings half of which are negative, where a mean of ratios would not."""
+    rng, controller = np.random.default_rng(2), NoiseScale(scale=2.0, smoothing=0.999)
+    state = controller.initial_state()
+    for step in range(1, 20_001):
+        reading = GradientNoise(0.5 + 3.0 * rng.standard_normal(), 20.0 + rng.standard_normal(), 20.0, 64)
+        state, proposal = controller.propose(
+            state, reading, lr=0.1, batch_size=64.0, samples=64 * step, bounds=(1.0, 1e6)
+        )
+    assert proposal == pytest.approx(80.0, rel=0.5)
+    assert (
+        controller.propose(state, GradientNoise(-1e6, 1.0, 1.0, 8), lr=0.1, batch_size=64.0, samples=8, bounds=ANY)[1]
+        == 64.0
+    )
+
+
 def test_the_norm_test_takes_the_largest_size_where_it_sees_no_gradient() -> None:
     reading = GradientNoise(-1.0, 20.0, 20.0, 16)
-    assert (
-        NormTest(0.9).propose({}, reading, lr=0.1, batch_size=64.0, samples=64, bounds=(8.0, 512.0))[1]
-        == 512.0
-    )
+    assert NormTest(0.9).propose({}, reading, lr=0.1, batch_size=64.0, samples=64, bounds=(8.0, 512.0))[1] == 512.0
 
 
 @every_controller
@@ -153,8 +178,8 @@ def test_the_norm_test_takes_the_largest_size_where_it_sees_no_gradient() -> Non
 @given(
     readings=st.lists(
         st.tuples(
-            st.floats(-1e12, 1e12) | st.sampled_from([0.0, math.nan, math.inf, -1e-300]),
-            st.floats(0.0, 1e12) | st.sampled_from([0.0, math.nan, 1e-300]),
+            st.floats(-1e12, 1e12) | st.sampled_from([0.0, math.nan, math.inf, -1e-300, 1e90]),
+            st.floats(0.0, 1e12) | st.sampled_from([0.0, math.nan, 1e-300, 1e-90, 1e90]),
             st.floats(-10.0, 1e6) | st.just(math.nan),
             st.integers(2, 10**6),
             st.booleans(),
@@ -202,12 +227,8 @@ def test_a_controller_is_pure_and_its_state_is_json(controller: Controller) -> N
 
 
 @every_controller
-@pytest.mark.parametrize(
-    "reading", [None, GradientNoise(math.nan, 1.0, 1.0, 8), GradientNoise(1.0, 0.0, 1.0, 8)]
-)
-def test_the_size_stays_before_the_first_usable_reading(
-    controller: Controller, reading: GradientNoise | None
-) -> None:
+@pytest.mark.parametrize("reading", [None, GradientNoise(math.nan, 1.0, 1.0, 8), GradientNoise(1.0, 0.0, 1.0, 8)])
+def test_the_size_stays_before_the_first_usable_reading(controller: Controller, reading: GradientNoise | None) -> None:
     state = controller.initial_state()
     assert controller.propose(state, reading, lr=0.3, batch_size=48.0, samples=48, bounds=ANY) == (
         state,
@@ -217,9 +238,7 @@ def test_the_size_stays_before_the_first_usable_reading(
 
 def test_a_step_of_length_zero_changes_nothing_in_go_f() -> None:
     reading = GradientNoise(1.0, 20.0, 20.0, 64)
-    state, size = GOF().propose(
-        GOF().initial_state(), reading, lr=0.3, batch_size=64.0, samples=64, bounds=ANY
-    )
+    state, size = GOF().propose(GOF().initial_state(), reading, lr=0.3, batch_size=64.0, samples=64, bounds=ANY)
     assert GOF().propose(state, reading, lr=0.0, batch_size=64.0, samples=128, bounds=ANY) == (state, size)
 
 
@@ -239,8 +258,14 @@ def test_a_step_outside_the_rule_is_an_error(controller: Controller, lr: float) 
 def test_hyper_parameters_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"write GOF\(\)"):
         GOF(**wrong)
-    with pytest.raises(ValueError, match=r"NormTest\(theta=0.0\)"):
-        NormTest(0.0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: NormTest(0.0), lambda: InnerProduct(nu=-1.0), lambda: NoiseScale(smoothing=1.0)]
+)
+def test_baselines_check_theirs(make: Callable[[], Controller]) -> None:
+    with pytest.raises(ValueError, match="write (NormTest|InnerProduct|NoiseScale)"):
+        make()
 
 
 def test_controllers_are_found_by_name() -> None:
@@ -250,6 +275,14 @@ def test_controllers_are_found_by_name() -> None:
     assert resolve(mine) is mine
     with pytest.raises(ValueError, match=r"controller='gof': known are .*'go_f'"):
         resolve("gof")
+
+
+def test_a_new_controller_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(inspect.getfile(Fixed)).read_text()
+    (tmp_path / "brand_new.py").write_text(source.replace("Fixed", "BrandNew").replace('"fixed"', '"brand_new"'))
+    monkeypatch.setattr(fisheropt.control, "__path__", [*fisheropt.control.__path__, str(tmp_path)])
+    assert "brand_new" in names()
+    assert type(resolve("brand_new")).__name__ == "BrandNew"
 
 
 def test_a_class_of_the_user_is_found_once_defined() -> None:
@@ -272,18 +305,18 @@ ladder = {
 
 
 @quick
-@given(**ladder)
+@given(**ladder, wobbles=st.lists(st.floats(0.96, 1.04), min_size=2, max_size=8))
+@example(previous=1, ratio=2.3125, lo=1, width=8, multiple=1, wobbles=[1.03125, 0.96875])
 def test_quantised_sizes_are_allowed_and_do_not_flap(
-    previous: int, ratio: float, lo: int, width: int, multiple: int
+    previous: int, ratio: float, lo: int, width: int, multiple: int, wobbles: list[float]
 ) -> None:
-    proposed = ratio * previous
-    size = quantise(previous, proposed, lo, lo + width, multiple=multiple)
-    assert lo <= size <= lo + width and size % multiple == 0
-    for wobble in (0.95, 1.0, 1.05):
-        assert (
-            quantise(size, min(max(proposed, lo), lo + width) * wobble, lo, lo + width, multiple=multiple)
-            == size
-        )
+    """Proposals within 4 % of one another move the size once at most."""
+    sizes, low, high = [previous], multiple * math.ceil(lo / multiple), multiple * ((lo + width) // multiple)
+    for wobble in wobbles:
+        proposed = min(max(ratio * previous * wobble, low + 0.1), high - 0.1)
+        sizes.append(quantise(sizes[-1], proposed, lo, lo + width, multiple=multiple))
+        assert lo <= sizes[-1] <= lo + width and sizes[-1] % multiple == 0
+    assert sum(a != b for a, b in pairwise(sizes)) <= 1
 
 
 @quick
@@ -301,6 +334,7 @@ def test_quantised_sizes_move_by_clear_gains_both_ways_and_reach_the_bounds() ->
     assert [quantise(64, p, 8, 1000) for p in (84.0, 128.0, 45.0, 16.0)] == [91, 128, 45, 16]
     assert [quantise(64, p, 8, 1000) for p in (2000.0, 1.0)] == [1000, 8]
     assert quantise(100, 100.0, 8, 1000) == 100
+    assert [quantise(800, 1000.0, 8, 1000), quantise(9, 8.0, 8, 1000)] == [1000, 8]
     assert quantise(100, 100.0, 8, 1000, multiple=8) == 88
 
 

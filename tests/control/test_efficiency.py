@@ -49,9 +49,7 @@ class Linear:
 class Logistic:
     """Features of variances over a factor 100; misspecified: heavy tails, a missing square and tr H^-1 G = 22."""
 
-    def __init__(
-        self, square: float = 0.0, tails: float = math.inf, width: int = 20, samples: int = 40_000
-    ) -> None:
+    def __init__(self, square: float = 0.0, tails: float = math.inf, width: int = 20, samples: int = 40_000) -> None:
         rng = np.random.default_rng(0)
         self.samples, self.square, self.tails = samples, square, tails
         self.scale = np.logspace(0, -1, width)
@@ -139,9 +137,7 @@ def _mean(
 @pytest.mark.parametrize(
     ("lr", "smallest", "published", "steps"), [(0.1, 24, 1.11, 72), (0.3, 24, 1.17, 26), (0.5, 48, 1.24, 15)]
 )
-def test_go_f_is_near_efficient_with_the_exact_metric(
-    lr: float, smallest: int, published: float, steps: int
-) -> None:
+def test_go_f_is_near_efficient_with_the_exact_metric(lr: float, smallest: int, published: float, steps: int) -> None:
     """AB-E1, AB-R3: the table within 15 %, and no more steps than it."""
     excess, taken = _mean(Linear(), GOF(), lr, smallest, 40)
     assert excess <= 1.15 * published

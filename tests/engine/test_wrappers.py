@@ -146,7 +146,10 @@ def test_float64_by_choice():
     case = CASES["mlp"]()
     case.model.float()
     case.batch = (case.batch[0].float(), case.batch[1])
-    assert measured(case, lambda: case.loss().backward(), fisheropt.FullCovariance(dtype=torch.float64)).dtype is torch.float64
+    assert (
+        measured(case, lambda: case.loss().backward(), fisheropt.FullCovariance(dtype=torch.float64)).dtype
+        is torch.float64
+    )
 
 
 def test_functional_inference_and_no_grad_leave_it_alone():

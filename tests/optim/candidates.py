@@ -1,9 +1,7 @@
 """The optimizers under contract: every final class of `fisheropt.optim`, and torch.optim.SGD as the control.
 
 A candidate is a class, a row of hyper-parameters and what the class is given: parameters, or the module. A
-new optimizer is
-enrolled by existing; an entry in `FEATURES` adds the rows that switch its own feature off and make it act at
-every step.
+new optimizer is enrolled by existing; an entry in `FEATURES` adds rows with its own feature off, and acting.
 """
 
 from __future__ import annotations
@@ -47,9 +45,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "metric": {"metric": "fisher", "damping": 0.5, "every": 1},
     },
 }
-"""Rows of one class: its feature off, and acting at every step so that no test passes for want of a
-measurement.
-"""
+"""Rows of one class: its feature off, and acting at every step so that measurements do happen."""
 
 ONLY_GIVEN = {"likelihood": "module", "plain": "parameters"}
 """Rows that mean something only where the class is given a module, or add nothing there."""
@@ -147,9 +143,7 @@ class Selection:
         )
 
 
-def every(
-    *offers: str, given: str | None = "parameters", rows: Iterable[str] | None = None
-) -> Callable[[Test], Test]:
+def every(*offers: str, given: str | None = "parameters", rows: Iterable[str] | None = None) -> Callable[[Test], Test]:
     """Parametrise a test over the candidates of a selection, and leave the selection on it as `admits`."""
     selection = Selection(offers, given, None if rows is None else tuple(rows))
     chosen = [candidate for candidate in database() if selection.admits(candidate)]

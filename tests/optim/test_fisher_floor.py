@@ -83,7 +83,9 @@ def test_the_spectrum_and_the_model_fisher_are_the_oracles():
     optimizer = fisheropt.FisherFloorSGD(model, lr=0.1, mode="monitor", likelihood="bernoulli", smoothing=0.0, every=1)
     train(model, optimizer, x, y, 1)
     expected = torch.linalg.eigvalsh(x.T @ x / (4 * len(x)))
-    torch.testing.assert_close(torch.tensor(optimizer.report().as_dict()["groups"][0]["eigenvalues"]).double(), expected)
+    torch.testing.assert_close(
+        torch.tensor(optimizer.report().as_dict()["groups"][0]["eigenvalues"]).double(), expected
+    )
 
 
 def test_given_directions_are_watched_alone_and_only_their_span_matters():
@@ -121,7 +123,9 @@ def test_large_models_are_watched_in_random_directions():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(given, bad):
     model = nn.Linear(3, 1)
-    optimizer = fisheropt.FisherFloorSGD(model if given == "module" else model.parameters(), lr=0.1, momentum=0.9, every=1)
+    optimizer = fisheropt.FisherFloorSGD(
+        model if given == "module" else model.parameters(), lr=0.1, momentum=0.9, every=1
+    )
     x = torch.randn(8, 3)
     for _ in range(3):
         model(x).square().mean().backward()
@@ -135,7 +139,9 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(given, bad):
     optimizer.step()
     optimizer.zero_grad()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), kept, strict=True))
-    assert all(torch.equal(optimizer.state[p]["momentum_buffer"], b) for p, b in zip(model.parameters(), buffers, strict=True))
+    assert all(
+        torch.equal(optimizer.state[p]["momentum_buffer"], b) for p, b in zip(model.parameters(), buffers, strict=True)
+    )
     for key in ("information", "covariance", "stiffness"):
         assert torch.equal(group[key], state[key])
     assert group["measured"] == state["measured"]

@@ -115,9 +115,7 @@ def test_random_states_go_through_a_file_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["fsync", "replace"])
-def test_an_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     path = tmp_path / "file"
     write_whole(path, "old")
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.errors import MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from fisheropt import AdaptiveBatchSampler
 from recipes import schedules
@@ -117,15 +116,14 @@ def test_ours_see_the_model_and_what_auto_stands_for(problem: Logistic) -> None:
 
 
 def test_a_misspelt_key_or_name_is_an_error_that_helps() -> None:
-    with pytest.raises(OmegaConfBaseException, match="Key 'epoch' not in 'TrainConfig'") as caught:
+    with pytest.raises(ConfigCompositionException, match="Could not override 'epoch'") as caught:
         configure("epoch=3")
-    assert isinstance(caught.value.__cause__ or caught.value, ConfigAttributeError | OmegaConfBaseException)
-    with pytest.raises(
-        MissingConfigException, match=r"(?s)optimizer/fisher_flor.*Available options.*fisher_floor"
-    ):
+    assert "Key 'epoch' not in 'TrainConfig'" in str(caught.value.__cause__)
+    with pytest.raises(MissingConfigException, match=r"(?s)optimizer/fisher_flor.*Available options.*fisher_floor"):
         configure("optimizer=fisher_flor")
-    with pytest.raises(OmegaConfBaseException, match="Key 'lrr' is not in struct"):
+    with pytest.raises(ConfigCompositionException) as caught:
         configure("optimizer.lrr=1")
+    assert "Key 'lrr' is not in struct" in str(caught.value.__cause__)
 
 
 def help_template() -> str:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,9 +85,7 @@ def test_the_loop_is_the_one_a_reader_would_write(tmp_path: Path) -> None:
     assert result["train_loss"] == pytest.approx(problem.train_loss(problem.model), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "overrides", [("seed=1",), ("optimizer=adam",), ("optimizer=fisher_floor", "batch_size=20")]
-)
+@pytest.mark.parametrize("overrides", [("seed=1",), ("optimizer=adam",), ("optimizer=fisher_floor", "batch_size=20")])
 def test_the_same_run_twice_is_the_same(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     for name in "ab":
         launch(tmp_path / name, *overrides)
@@ -101,9 +99,7 @@ def test_another_seed_is_another_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 10, 19])
 @pytest.mark.parametrize("optimizer", [*OURS, *BASELINES])
-def test_resuming_changes_no_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int
-) -> None:
+def test_resuming_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, step: int) -> None:
     overrides = (f"optimizer={optimizer}", "optimizer.lr=0.01", "schedule=inverse_time")
     launch(tmp_path / "whole", *overrides)
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -114,9 +110,22 @@ def test_resuming_changes_no_bit(
     assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
 
 
-def test_lines_after_the_checkpoint_are_not_written_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_draws_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Logistic.loss
+
+    def noisy(self: Logistic, model: torch.nn.Module, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        return loss(self, model, batch) * (1 + torch.rand(()) + random.random())
+
+    monkeypatch.setattr(Logistic, "loss", noisy)
+    launch(tmp_path / "whole", "optimizer=sgd")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(patch, 12, checkpoint=True)
+        launch(tmp_path / "stopped", "optimizer=sgd")
+    resume(tmp_path / "stopped")
+    assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
+
+
+def test_lines_after_the_checkpoint_are_not_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch(tmp_path / "whole", "optimizer=sgd")
     with monkeypatch.context() as patch, pytest.raises(Stop):
         stop_after(patch, 17, checkpoint=False)
@@ -152,9 +161,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
         ("problem.intercept", False, r"another model: bias is \[3\] there and absent here"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(
-    tmp_path: Path, key: str, value: object, message: str
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, key: str, value: object, message: str) -> None:
     launch(tmp_path, "optimizer=adam")
     settings = OmegaConf.load(tmp_path / "config.yaml")
     settings.optimizer = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
@@ -166,9 +173,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     launch(tmp_path, "optimizer=sgd")
-    with pytest.raises(
-        ConfigError, match=r"so epochs=9 optimizer=adam cannot be given; write resume=\S+ alone"
-    ):
+    with pytest.raises(ConfigError, match=r"so epochs=9 optimizer=adam cannot be given; write resume=\S+ alone"):
         resume(tmp_path, "epochs=9", "optimizer=adam")
     resume(tmp_path, "tracker=none")
     with pytest.raises(ConfigError, match=r"no config\.yaml in it, so it is no directory of a run"):
@@ -185,9 +190,7 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
         ("checkpoint_every=-3", r"checkpoint_every=-3: write"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_and_recorded(
-    tmp_path: Path, override: str, message: str
-) -> None:
+def test_settings_that_cannot_work_are_refused_and_recorded(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         launch(tmp_path, override)
     result = json.loads((tmp_path / "result.json").read_text())
@@ -196,9 +199,7 @@ def test_settings_that_cannot_work_are_refused_and_recorded(
 
 
 def test_divergence_is_a_failure_that_says_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(
-        Diverged, match=r"the run diverged with lr 1e\+30\. Lower it, for instance optimizer\.lr=0\.1"
-    ):
+    with pytest.raises(Diverged, match=r"the run diverged with lr 1e\+30\. Lower it, for instance optimizer\.lr=0\.1"):
         launch(tmp_path, "optimizer=sgd", "optimizer.lr=1e30", "report=true")
     assert "The run failed." in (tmp_path / "report.html").read_text()
 
@@ -241,29 +242,36 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture
-def forks(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the imports behind it and forks one run of the command line a time."""
-    command = [sys.executable, "-c", FORKS]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
+class CommandLine:
+    """Runs of the command line, one at a time, as forks of a process that has the imports behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._output = folder / "output.txt"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", FORKS], cwd=folder, env=environment, **pipes)
+
+    def begin(self, *arguments: str) -> int:
+        """Start a run; its process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and output of the run, once it is over."""
+        return self._answer(), self._output.read_text()
+
+    def _answer(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
 
 
-def begin(forks: subprocess.Popen[str], *arguments: str) -> int:
-    """Start a run; its process id."""
-    assert forks.stdin is not None
-    forks.stdin.write(json.dumps(arguments) + "\n")
-    forks.stdin.flush()
-    return answer(forks)
-
-
-def answer(forks: subprocess.Popen[str]) -> int:
-    assert forks.stdout is not None
-    return int(forks.stdout.readline())
+@pytest.fixture(scope="module")
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    line = CommandLine(tmp_path_factory.mktemp("forks"))
+    with line.process:
+        yield line
 
 
 def wait_for_checkpoints(folder: Path, run: int, more: int) -> None:
@@ -278,27 +286,27 @@ def wait_for_checkpoints(folder: Path, run: int, more: int) -> None:
 
 @pytest.mark.parametrize(("optimizer", "epochs", "every"), [("fisher_floor", 20, 2), ("adaptive_batch", 3, 5)])
 def test_killed_five_times_the_result_is_the_same(
-    tmp_path: Path, forks: subprocess.Popen[str], optimizer: str, epochs: int, every: int
+    tmp_path: Path, command_line: CommandLine, optimizer: str, epochs: int, every: int
 ) -> None:
     settings = (*SMALL, f"epochs={epochs}", f"optimizer={optimizer}", f"checkpoint_every={every}")
-    folders = {name: tmp_path / name for name in ("whole", "killed")}
-    begin(forks, *settings, f"hydra.run.dir={folders['whole']}")
-    assert answer(forks) == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command_line.begin(*settings, f"hydra.run.dir={whole}")
+    assert command_line.end()[0] == 0
     draw = random.Random(0)
-    arguments = [*settings, f"hydra.run.dir={folders['killed']}"]
+    arguments = [*settings, f"hydra.run.dir={killed}"]
     for kill in range(5):
-        run = begin(forks, *arguments)
-        wait_for_checkpoints(folders["killed"], run, draw.randrange(1, 4) if kill else 0)
+        run = command_line.begin(*arguments)
+        wait_for_checkpoints(killed, run, draw.randrange(1, 4) if kill else 0)
         time.sleep(draw.uniform(0, 0.01))
         os.kill(run, signal.SIGKILL)
-        assert answer(forks) == -signal.SIGKILL, "the run ended before it could be killed"
-        arguments = [f"resume={folders['killed']}"]
-    begin(forks, *arguments)
-    assert answer(forks) == 0
-    assert "resumed at step" in (tmp_path / "output.txt").read_text()
-    (killed, killed_lines), (whole, whole_lines) = map(comparable, (folders["killed"], folders["whole"]))
-    assert killed_lines == whole_lines
-    assert {**killed, "overrides": None} == {**whole, "overrides": None}
-    begin(forks, *arguments)
-    assert answer(forks) == 0
-    assert "is finished already" in (tmp_path / "output.txt").read_text()
+        assert command_line.end()[0] == -signal.SIGKILL, "the run ended before it could be killed"
+        arguments = [f"resume={killed}"]
+    command_line.begin(*arguments)
+    code, output = command_line.end()
+    assert code == 0
+    assert "resumed at step" in output
+    assert comparable(killed) == comparable(whole)
+    command_line.begin(*arguments)
+    code, output = command_line.end()
+    assert code == 0
+    assert "is finished already" in output

@@ -127,9 +127,7 @@ def test_loss_and_accuracy_against_samples(classes):
     losses = torch.nn.functional.cross_entropy(logits, sample.components, reduction="none")
     correct = (logits.argmax(1) == sample.components).double()
     assert expected_loss(mixture) == pytest.approx(float(losses.mean()), abs=5 * float(losses.std()) / 447)
-    assert expected_accuracy(mixture) == pytest.approx(
-        float(correct.mean()), abs=5 * float(correct.std()) / 447 + 1e-3
-    )
+    assert expected_accuracy(mixture) == pytest.approx(float(correct.mean()), abs=5 * float(correct.std()) / 447 + 1e-3)
 
 
 def test_ties_are_split():
@@ -158,9 +156,7 @@ def test_t4b_the_information_matrix_loses_them(binary):
 
 def test_t4c_three_classes():
     """Hessian: a third outlier 1 % above the edge until t = 15 +- 1; information: fewer, then none."""
-    dynamics = effective_dynamics(
-        torch.eye(6), [0.4, 0.35, 0.25], 10.0, duration=20.0, c_delta=0.5, dt=0.1, every=10
-    )
+    dynamics = effective_dynamics(torch.eye(6), [0.4, 0.35, 0.25], 10.0, duration=20.0, c_delta=0.5, dt=0.1, every=10)
     hessian = spectral_transitions(dynamics, 2.0)
     visible = dynamics.times[hessian.ratios[:, 2] > 1.01]
     assert float(visible.max()) == pytest.approx(15, abs=1)

@@ -41,6 +41,14 @@ def test_cholesky_certifies_exactly_the_floors_that_hold(k: int, seed: int, scal
     assert "not certified" in str(refused) and "not" not in str(granted)
 
 
+@pytest.mark.parametrize("tau", [0.0, 1 / 3, 1e-12, 1e12])
+def test_cholesky_certifies_a_floor_met_with_equality(tau: float) -> None:
+    """Rounding must not refuse a matrix that was lifted to the floor exactly, nor grant what is beyond it."""
+    matrix = torch.diag(torch.tensor([tau, 3 * tau + 1.0, tau], dtype=torch.float64))
+    granted = certify_floor_cholesky(matrix, tau)
+    assert granted and not certify_floor_cholesky(matrix, tau + granted.resolution)
+
+
 @given(st.integers(1, 12), st.integers(0, 10**6), st.floats(0.01, 10.0))
 def test_anchor_adds_exactly_what_is_missing(k: int, seed: int, tau: float) -> None:
     """R9: data plus anchor reach the floor and are certified; strong directions are left as they are."""
@@ -49,7 +57,7 @@ def test_anchor_adds_exactly_what_is_missing(k: int, seed: int, tau: float) -> N
     strengths = anchor_strengths(values, tau)
     anchored = matrix + (vectors * strengths) @ vectors.T
     torch.testing.assert_close(torch.linalg.eigvalsh(anchored), values.clamp(min=tau), rtol=1e-9, atol=1e-9)
-    assert certify_floor_cholesky(anchored, tau * (1 - 1e-12))
+    assert certify_floor_cholesky(anchored, tau)
     assert bool((strengths[values >= tau] == 0).all())
 
 
@@ -61,9 +69,7 @@ def test_lanczos_bound_covers(steps: int) -> None:
     eps = lanczos_resolution(200, delta, steps)
     slacks = []
     for _ in range(40):
-        bound = lanczos_lower_bound(
-            lambda v: spectrum * v, 200, 1.0, delta=delta, steps=steps, generator=source
-        )
+        bound = lanczos_lower_bound(lambda v: spectrum * v, 200, 1.0, delta=delta, steps=steps, generator=source)
         slacks.append(0.02 - bound.value)
         assert bound.certify(bound.value - 1e-9) and not bound.certify(bound.value + 1e-9)
     assert sum(slack < 0 for slack in slacks) / 40 <= delta
@@ -274,7 +280,9 @@ def test_soft_minimum(k: int, seed: int, sharpness: float) -> None:
     matrix = random_psd(k, generator(seed))
     value = float(soft_minimum(matrix, sharpness))
     assert smallest(matrix) - math.log(k) / sharpness - 1e-9 <= value <= smallest(matrix) + 1e-9
-    for point in (matrix, torch.eye(k, dtype=torch.float64)):
+    identity = torch.eye(k, dtype=torch.float64)
+    assert float(soft_minimum(identity, sharpness)) == pytest.approx(1 - math.log(k) / sharpness)
+    for point in (matrix, identity):
         point = point.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(soft_minimum(point, sharpness), point)
         assert float(gradient.trace()) == pytest.approx(1, abs=1e-9)

@@ -23,17 +23,13 @@ def test_unbiased_with_calibrated_errors(whiten):
     """Over 150 data sets: means within 4.5 standard errors (level 2e-4 of 27 entries), spread within 20 %."""
     dimension, repeats, snr = 40, 150, 4.0
     means, head = 1.3 * orthonormal_means(dimension, 3), random_head(dimension, 3, 0)
-    colour = (
-        torch.linspace(0.6, 1.4, dimension, dtype=torch.float64) if whiten else torch.ones(dimension).double()
-    )
+    colour = torch.linspace(0.6, 1.4, dimension, dtype=torch.float64) if whiten else torch.ones(dimension).double()
     truth = gram(head / snr**0.5, means * snr**0.5) if whiten else gram(head, means)
     found = []
     for seed in range(repeats):
         sample = sample_mixture(means, THREE, snr, 5 * dimension, seed)
         found.append(
-            mixture_statistics(
-                (head / colour[:, None]).T, sample.features * colour, sample.components, whiten=whiten
-            )
+            mixture_statistics((head / colour[:, None]).T, sample.features * colour, sample.components, whiten=whiten)
         )
     grams, errors = torch.stack([s.gram for s in found]), torch.stack([s.gram_se for s in found]).mean(0)
     noisy = errors > 1e-9
@@ -95,10 +91,7 @@ def test_level_of_the_edge_test():
     for _ in range(400):
         noise = torch.randn(count, dimension, generator=source, dtype=torch.float64)
         alarms += (
-            informative(
-                torch.linalg.eigvalsh(noise.T @ noise / count / 4), spectrum, dimension, level=0.05
-            ).rank
-            > 0
+            informative(torch.linalg.eigvalsh(noise.T @ noise / count / 4), spectrum, dimension, level=0.05).rank > 0
         )
     assert 5 <= alarms <= 40
 

@@ -157,9 +157,7 @@ def test_alignments_are_inner_products_with_means():
     means, head = orthonormal_means(800, 3), random_head(800, 3, 0)
     spectrum = effective_spectrum(gram(head, means), THREE, 8.0, 3.0)
     sample = sample_mixture(means, THREE, 8.0, 2400, 1)
-    vectors = torch.linalg.eigh(softmax_matrix(sample, head, sample.components, "hessian", 0))[1].flip(1)[
-        :, :3
-    ]
+    vectors = torch.linalg.eigh(softmax_matrix(sample, head, sample.components, "hessian", 0))[1].flip(1)[:, :3]
     measured = vectors.T @ torch.cat((head, means), 1)
     torch.testing.assert_close(measured.abs()[:, 3:], spectrum.alignments.abs()[:, 3:], rtol=0, atol=0.12)
     assert float((measured.abs() - spectrum.alignments.abs()).square().mean().sqrt()) < 0.05
@@ -178,9 +176,7 @@ def test_sobol_and_lattice_agree_within_the_reported_error(kind):
     four = effective_spectrum(torch.eye(8), [0.25] * 4, 8.0, 3.0, kind=kind)
     start = torch.zeros(9, 9)
     start[:4, :4], start[5:, 5:] = torch.eye(4), torch.eye(4)
-    five = effective_spectrum(
-        start, [0.25] * 4, 8.0, 3.0, kind=kind, class_of=[0, 1, 2, 3], bias=[0, 0, 0, 0, -40.0]
-    )
+    five = effective_spectrum(start, [0.25] * 4, 8.0, 3.0, kind=kind, class_of=[0, 1, 2, 3], bias=[0, 0, 0, 0, -40.0])
     tolerance = max(20 * five.error, 1e-4)
     assert five.error < 1e-3
     assert five.edge == pytest.approx(four.edge, rel=tolerance)

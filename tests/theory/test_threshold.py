@@ -392,6 +392,7 @@ def test_report_in_words() -> None:
     assert (report.identified, report.directions, report.count, report.dof) == (7, 9, 4000, 4000)
     assert report.required_samples == required_samples(9)
     assert "Whitened criterion: ABOVE" in str(report)
+    assert 0.05 < report.whitened.deviation < 0.4, "the halves are two, so they disagree"
 
 
 def test_report_extrapolates_to_the_truth() -> None:
@@ -423,9 +424,7 @@ def test_report_of_null_directions() -> None:
     scores[:, 1] = 0
     report = threshold_report(scores)
     assert (report.status, report.whitened_status, report.null) == ("BELOW", "BELOW", 1)
-    assert str(report).startswith(
-        "2 of 3 directions are identified at this sample size; one carries no information"
-    )
+    assert str(report).startswith("2 of 3 directions are identified at this sample size; one carries no information")
     nothing = threshold_report(torch.zeros(10, 2))
     assert (nothing.status, nothing.identified, nothing.more_samples) == ("BELOW", 0, 0)
     assert "carry no information" in str(nothing)

@@ -34,10 +34,7 @@ def parameters(
 ) -> list[nn.Parameter]:
     """Loose parameters of the given shapes."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
-        for shape in shapes
-    ]
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
 
 
 def set_gradients(params: Iterable[Tensor], seed: int, scale: float = 1.0) -> None:
@@ -74,9 +71,7 @@ def backward(model: nn.Module, step: int, count: int = 3, sign: float = 1.0) -> 
         (sign * nn.functional.mse_loss(model(inputs), target) / count).backward()
 
 
-def train(
-    optimizer: Optimizer, model: nn.Module, steps: Iterable[int], count: int = 3, sign: float = 1.0
-) -> None:
+def train(optimizer: Optimizer, model: nn.Module, steps: Iterable[int], count: int = 3, sign: float = 1.0) -> None:
     """The user's loop with gradient accumulation, the way in which either construction can measure noise."""
     for step in steps:
         optimizer.zero_grad()
@@ -122,9 +117,7 @@ def tensors(tree: Any) -> dict[str, Tensor]:
 
 def numbers(optimizer: Optimizer) -> dict[str, Any]:
     """The whole state_dict, flat, without parameter names."""
-    return {
-        name: value for name, value in leaves(optimizer.state_dict()).items() if ".param_names." not in name
-    }
+    return {name: value for name, value in leaves(optimizer.state_dict()).items() if ".param_names." not in name}
 
 
 def assert_equal(left: Any, right: Any, **tolerance: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.optim.contract import (
     test_amp,
+    test_checkpoints,
     test_compile,
     test_construction,
     test_distributed,
@@ -19,6 +20,7 @@ from tests.optim.contract import (
     test_schedulers,
     test_state,
     test_step,
+    test_step_kinds,
     test_step_manners,
 )
 
@@ -46,6 +48,7 @@ dist.ddp dist.ddp_hook dist.zero dist.fsdp2 dist.fsdp2_foreach dist.fsdp2_state
 
 MODULES: list[ModuleType] = [
     test_amp,
+    test_checkpoints,
     test_compile,
     test_construction,
     test_distributed,
@@ -55,6 +58,7 @@ MODULES: list[ModuleType] = [
     test_schedulers,
     test_state,
     test_step,
+    test_step_kinds,
     test_step_manners,
 ]
 

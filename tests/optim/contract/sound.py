@@ -1,6 +1,4 @@
-"""A sound SGD with a statistic beside its momentum: it meets the contract, and each mutant is one small
-change to it.
-"""
+"""A sound SGD with a statistic beside its momentum, which meets the contract and which the mutants change."""
 
 from __future__ import annotations
 

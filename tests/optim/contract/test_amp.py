@@ -24,9 +24,7 @@ from tests.optim.contract.problems import (
 SCALE = 1024.0
 
 
-def scaled_step(
-    scaler: GradScaler, optimizer: Optimizer, model: nn.Module, step: int, factor: float = 1.0
-) -> None:
+def scaled_step(scaler: GradScaler, optimizer: Optimizer, model: nn.Module, step: int, factor: float = 1.0) -> None:
     """One accumulated step under a gradient scaler; `factor` inf makes it overflow."""
     optimizer.zero_grad()
     for inputs, target in batches(step):
@@ -63,9 +61,7 @@ def _assert_inf_is_skipped(candidate: Candidate) -> None:
     model, optimizer = trained(candidate)
     twin, reference = trained(candidate)
     before, state = values(model.parameters()), {name: value for name, value in numbers(optimizer).items()}
-    state = {
-        name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()
-    }
+    state = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
     scaler = GradScaler("cpu", init_scale=SCALE)
     scaled_step(scaler, optimizer, model, step=4, factor=float("inf"))
     assert_equal(values(model.parameters()), before)

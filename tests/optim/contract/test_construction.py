@@ -55,9 +55,7 @@ def test_make_defaults(candidate: Candidate) -> None:
     """make.defaults: parameters alone are enough; every keyword is in `defaults` and in each group."""
     optimizer = candidate.cls(parameters())
     keywords = [
-        name
-        for name in inspect.signature(candidate.cls.__init__).parameters
-        if name not in ("self", "args", "kwargs")
+        name for name in inspect.signature(candidate.cls.__init__).parameters if name not in ("self", "args", "kwargs")
     ]
     for name in keywords[1:]:
         assert name in optimizer.defaults, f"{name} is not in defaults"

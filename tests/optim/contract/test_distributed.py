@@ -15,12 +15,8 @@ REFUSAL = "cannot yet measure parameters sharded by fully_shard"
 def verdicts(request: pytest.FixtureRequest) -> dict[str, str]:
     """One spawn runs the checks of all selected tests of this file."""
     chosen = [item for item in request.session.items if item.path == request.path]
-    jobs = [
-        (item.originalname.removeprefix("test_dist_"), item.callspec.params["candidate"]) for item in chosen
-    ]
-    return {
-        f"{name} {candidate}": found for (name, candidate), found in zip(jobs, ranks.run(jobs), strict=True)
-    }
+    jobs = [(item.originalname.removeprefix("test_dist_"), item.callspec.params["candidate"]) for item in chosen]
+    return {f"{name} {candidate}": found for (name, candidate), found in zip(jobs, ranks.run(jobs), strict=True)}
 
 
 def _assert_passed(verdicts: dict[str, str], name: str, candidate: Candidate) -> None:
@@ -35,21 +31,33 @@ def _assert_passed_or_refused(verdicts: dict[str, str], name: str, candidate: Ca
     _assert_passed(verdicts, name, candidate)
 
 
-@every(given=None, rows=ROWS)
+@every(given=None, rows=[*ROWS, "metric", "fisher", "likelihood"])
 def test_dist_ddp(candidate: Candidate, verdicts: dict[str, str]) -> None:
     """dist.ddp: two ranks bit-identical, and equal to one process on the whole batch."""
     _assert_passed(verdicts, "ddp", candidate)
 
 
-@every(given="module", rows=ROWS)
+@every(given=None, rows=["acting"])
+def test_dist_ddp_single(candidate: Candidate, verdicts: dict[str, str]) -> None:
+    """dist.ddp: the same with one backward a step and rank."""
+    _assert_passed(verdicts, "ddp_single", candidate)
+
+
+@every(given="module", rows=["acting"])
 def test_dist_ddp_wrapper(candidate: Candidate, verdicts: dict[str, str]) -> None:
     """dist.ddp: the same where the optimizer was given the DDP module."""
     _assert_passed(verdicts, "ddp_wrapper", candidate)
 
 
-@every(given=None, rows=ROWS)
+@every(given=None, rows=["acting"])
+def test_dist_ddp_absent(candidate: Candidate, verdicts: dict[str, str]) -> None:
+    """dist.ddp: without DDP no rank waits for another, and each trains as it would alone."""
+    _assert_passed(verdicts, "ddp_absent", candidate)
+
+
+@every(given=None, rows=["off", "acting"])
 def test_dist_ddp_hook(candidate: Candidate, verdicts: dict[str, str]) -> None:
-    """dist.ddp_hook: bit-identical with a gradient-compression communication hook."""
+    """dist.ddp_hook: bit-identical with a communication hook that compresses to float16, and near one process."""
     _assert_passed(verdicts, "ddp_hook", candidate)
 
 

@@ -38,11 +38,9 @@ def test_flag_maximize(candidate: Candidate) -> None:
         assert not torch.equal(up[0], parameters()[0])
 
 
-@every("maximize", given=None)
+@every("maximize", given=None, rows=["plain", "momentum", "monitor", "acting", "metric", "fisher"])
 def test_flag_maximize_while_measuring(candidate: Candidate) -> None:
-    """flag.maximize: the same for gradients whose noise is measured."""
-    if candidate.row == "likelihood":
-        pytest.skip("a likelihood is not maximised by minimising it")
+    """flag.maximize: the same for gradients whose noise is measured (a likelihood's loss has one sign only)."""
     up, down = network(), network()
     train(candidate.build(up, maximize=True), up, range(5), sign=-1.0)
     train(candidate.build(down), down, range(5))
@@ -98,9 +96,7 @@ def test_flag_foreach_while_measuring(candidate: Candidate) -> None:
     assert_equal(values(models[2].parameters()), values(models[0].parameters()))
 
 
-def stepped(
-    candidate: Candidate, parameter: Tensor, gradient: Tensor, buffer: Tensor, lr: Any
-) -> tuple[Tensor, ...]:
+def stepped(candidate: Candidate, parameter: Tensor, gradient: Tensor, buffer: Tensor, lr: Any) -> tuple[Tensor, ...]:
     """One differentiable step as a function of parameter, gradient, state and lr."""
     parameter = parameter.clone()
     parameter.grad = gradient

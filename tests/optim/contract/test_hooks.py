@@ -1,6 +1,4 @@
-"""hook.*: the base class patches `step` on the class; hooks, the profiler label and the lifetime depend on
-it.
-"""
+"""hook.*: hooks and the profiler label, which come from torch patching `step` on the class; and lifetime."""
 
 from __future__ import annotations
 

@@ -84,9 +84,7 @@ def test_sched_all(candidate: Candidate, name: str) -> None:
 def test_sched_all_knows_every_scheduler() -> None:
     """sched.all: the table holds every scheduler that torch exports."""
     abstract = {"LRScheduler"}
-    exported = {
-        name for name in lr_scheduler.__all__ if isinstance(getattr(lr_scheduler, name), type)
-    } - abstract
+    exported = {name for name in lr_scheduler.__all__ if isinstance(getattr(lr_scheduler, name), type)} - abstract
     assert set(SCHEDULERS) == exported
 
 

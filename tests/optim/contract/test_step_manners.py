@@ -112,9 +112,7 @@ def _global_state() -> dict[str, object]:
     return {
         "torch": torch.get_rng_state().tolist(),
         "python": random.getstate(),
-        "numpy": [
-            part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()
-        ],
+        "numpy": [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()],
         "grad": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
