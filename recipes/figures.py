@@ -17,6 +17,7 @@ GREEN = "#2c8a63"
 GREY = "#b7c0c9"
 DASHED = (0, (4, 2))
 LABEL_HEIGHT = 0.075
+CURVES = 24
 SERIES = (BLUE, RED, GREEN, "#8a5fb0", "#b8860b", "#0f8b8d", "#c2407d", "#5b6b7a")
 
 Line = Mapping[str, Any]
@@ -136,7 +137,7 @@ def spectrum(lines: Sequence[Line], key: str) -> str | None:
     epochs, rows = spectra(lines, key)
     if not epochs:
         return None
-    columns = list(zip(*rows, strict=True))
+    columns = _thinned(list(zip(*rows, strict=True)))
     bottom = _bottom(columns)
 
     def draw(axes: Any) -> None:
@@ -228,7 +229,7 @@ def signal_and_noise(lines: Sequence[Line]) -> str | None:
     def draw(axes: Any) -> None:
         axes.set_yscale("log")
         axes.plot(*noise, color=RED)
-        axes.plot(*signal, color=BLUE)
+        axes.plot(*signal, color=BLUE, linewidth=0.8, marker="o", markersize=2.5)
         by_epoch(axes)
         beside(axes, [*end(noise, "noise tr G/b", RED), *end(signal, "signal ‖∇L‖²", BLUE)])
 
@@ -365,6 +366,13 @@ def _finite(value: Any) -> bool:
 def _spread(values: Sequence[float]) -> float:
     kept = [value for value in values if value > 0]
     return max(kept) / min(kept) if kept else 1.0
+
+
+def _thinned(columns: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """At most CURVES of them, evenly chosen, the first and the last included."""
+    if len(columns) <= CURVES:
+        return columns
+    return [columns[round(i * (len(columns) - 1) / (CURVES - 1))] for i in range(CURVES)]
 
 
 def _alpha(rank: int) -> float:

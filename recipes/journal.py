@@ -139,6 +139,7 @@ class Journal:
         line["train/batch_loss"] = float(self._loss) / self._losses if self._losses else None
         if evaluate:
             line |= observe.evaluation(self._parts.problem, self._optimum)
+            line |= observe.spectrum(self._parts.optimizer)
         line |= observe.noise(self._parts.optimizer)
         line["time/seconds"] = self.seconds
         self._loss, self._losses = torch.zeros_like(self._loss), 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -62,14 +61,16 @@ def above(loss: float, optimum: float | None) -> dict[str, float | None]:
     return {"suboptimality": gap, "relative_suboptimality": gap / optimum if optimum else None}
 
 
-def noise(optimizer: Optimizer) -> dict[str, Any]:
-    """The flat noise record of an optimizer of ours, {} for others, with the spectrum of its first group."""
-    record = {f"noise/{key}": value for key, value in monitor.record(optimizer).items()}
-    report = full_report(optimizer)
-    if report is None or not report["groups"]:
-        return record
-    group: Mapping[str, Any] = report["groups"][0]
-    return {**record, "spectrum": {key: group[key] for key in SPECTRUM if group.get(key) is not None}}
+def noise(optimizer: Optimizer) -> dict[str, float]:
+    """The flat noise record of an optimizer of ours; {} for others."""
+    return {f"noise/{key}": value for key, value in monitor.record(optimizer).items()}
+
+
+def spectrum(optimizer: Optimizer) -> dict[str, Any]:
+    """Eigenvalues, thresholds and errors of the first parameter group, under one key; {} where not measured."""
+    groups = (full_report(optimizer) or {"groups": []})["groups"]
+    found = {key: groups[0][key] for key in SPECTRUM if groups and groups[0].get(key) is not None}
+    return {"spectrum": found} if found else {}
 
 
 def full_report(optimizer: Optimizer) -> dict[str, Any] | None:

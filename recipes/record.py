@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ KEYS = (
     "error",
     "optimizer",
     "problem",
+    "data",
     "seed",
     "epochs",
     "steps",
@@ -36,6 +39,26 @@ KEYS = (
     "overrides",
     "versions",
 )
+
+
+class BusyError(RuntimeError):
+    """A run that another process is training at this moment."""
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to the run in `folder`; the system lifts the claim when this one dies."""
+    descriptor = os.open(folder / ".claim", os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError(
+            f"{folder}: another process is training this run; wait for it to end, or stop it, and then write "
+            f"resume={folder}."
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 class Metrics:

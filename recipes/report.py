@@ -105,7 +105,7 @@ def panels(
         ),
         (
             "Fisher spectrum",
-            "Eigenvalues. Below Λ* a direction is lost in sampling fluctuation.",
+            f"{_shown_of(group)}. Below Λ* a direction is lost in sampling fluctuation.",
             figures.spectrum(lines, "eigenvalues"),
         ),
         (
@@ -125,7 +125,7 @@ def panels(
         ),
         (
             "Signal and noise of a step",
-            "Where noise is above signal, a step is mostly chance.",
+            "Where noise is above signal, a step is mostly chance. Negative estimates are left out.",
             figures.signal_and_noise(lines),
         ),
         (
@@ -205,6 +205,11 @@ def eigenvalue_rows(group: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
         effective = number(sorted(lifted)[rank - 1]) if lifted else "–"
         rows.append((str(rank), with_error(values[i], errors[i] if errors else None), effective, side))
     return rows
+
+
+def _shown_of(group: Mapping[str, Any]) -> str:
+    count = len(group.get("eigenvalues") or [])
+    return f"{figures.CURVES} of {count} eigenvalues" if count > figures.CURVES else "Eigenvalues"
 
 
 def _shown(key: str, group: Mapping[str, Any]) -> str:

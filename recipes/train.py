@@ -24,7 +24,7 @@ from recipes import observe, report, schema, settings
 from recipes.assemble import Parts, assemble
 from recipes.journal import Journal
 from recipes.progress import progress
-from recipes.record import read_result, write_result
+from recipes.record import claim, read_result, write_result
 from recipes.trackers import Tracker
 
 log = logging.getLogger("recipes.train")
@@ -44,12 +44,22 @@ def train(parts: Parts, journal: Journal) -> None:
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """One run, new or resumed, from its settings to result.json and report.html in `folder`."""
+    with claim(folder):
+        return claimed(cfg, folder)
+
+
+def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The run, in a folder that no other process writes to."""
     known = {"status": "running", **about(cfg)}
     write_result(folder, known)
-    trackers: Sequence[Tracker] = (progress(), instantiate(cfg.tracker))
     result = known | {"status": "failed"}
+    trackers: list[Tracker] = []
     try:
+        trackers += [instantiate(cfg.tracker), progress()]
         result = known | {"status": "finished"} | outcome(cfg, folder, trackers)
+    except KeyboardInterrupt:
+        result["error"] = f"interrupted; resume={folder} goes on from the last checkpoint"
+        raise
     except BaseException as error:
         result["error"] = f"{type(error).__name__}: {error}"
         raise
@@ -62,11 +72,11 @@ def outcome(cfg: DictConfig, folder: Path, trackers: Sequence[Tracker]) -> dict[
     """Train, and say how it came out."""
     parts = assemble(cfg)
     optimum = parts.problem.optimum
-    for tracker in trackers:
-        tracker.open(folder, cfg)
     log.info("%s", parts.problem.describe())
     journal = Journal(parts, cfg, folder, optimum, trackers)
     try:
+        for tracker in trackers:
+            tracker.open(folder, cfg)
         journal.start()
         train(parts, journal)
         journal.checkpoint()
@@ -80,6 +90,7 @@ def measured(parts: Parts, journal: Journal, optimum: float | None) -> dict[str,
     problem = parts.problem
     loss = problem.train_loss(problem.model)
     return {
+        "data": problem.name,
         "steps": journal.step,
         "samples": parts.sampler.samples_seen,
         "seconds": journal.seconds,

@@ -8,7 +8,7 @@ import torch
 import fisheropt
 from fisheropt.optim.amp import LossScale
 from fisheropt.statistics import Moments
-from fisheropt.taps.sample import Channel, LayerHook
+from fisheropt.taps.hooks import Channel, LayerHook
 from tests.cases import CASES
 from tests.engine import test_statistics as statistics
 from tests.optim import test_loss_scale

@@ -4,6 +4,7 @@ from fisheropt.control.base import Controller, GradientNoise
 from fisheropt.control.fixed import Fixed
 from fisheropt.control.go_f import GOF
 from fisheropt.control.inner_product import InnerProduct
+from fisheropt.control.matched_step import matched_step
 from fisheropt.control.noise_scale import NoiseScale
 from fisheropt.control.norm_test import NormTest
 from fisheropt.control.quantise import quantise
@@ -19,6 +20,7 @@ __all__ = [
     "InnerProduct",
     "NoiseScale",
     "NormTest",
+    "matched_step",
     "quantise",
     "resolve",
 ]

@@ -9,12 +9,13 @@ from fisheropt.control.signal_filter import Belief, Mixture, Noise
 UNKNOWN_PARTICIPATION = 30.0
 NEWEST_WEIGHT = 0.1
 MOST_STEPS = 20
+SMALLEST_STEP = 1e-9
 
 
 @final
 @dataclass(frozen=True)
 class GOF(Controller):
-    """The batch size that gains most information a sample, from a filtered signal A.
+    """The batch size that gains most information a sample, from a filtered signal A (ours).
 
     With theta <- theta - eta P g and P = H^-1 a step makes A' = (1-eta)^2 A + eta^2 V/b. The information 1/A
     grows most a sample at b = eta/(1-eta) V/A, where A is the one that the *next* batch meets. Then exactly
@@ -76,7 +77,7 @@ class GOF(Controller):
             new, reading = state, None
         else:
             return dict(state), clip(batch_size, bounds)
-        if not lr:
+        if lr < SMALLEST_STEP:
             return dict(state), clip(state["proposed"] or batch_size, bounds)
         noise = Noise(new["trace"], 1.0 / new["inverse_participation"])
         steps = max(round((samples - state["seen"]) / batch_size), 1) if state["read"] else 1

@@ -51,7 +51,7 @@ class Belief(NamedTuple):
         floor = SMALLEST_SIGNAL * step * noise.trace / reading.batch_size
         signal = max(self.signal + self.variance / total * surprise, floor)
         distance = min(surprise**2 / total, 2.0 * LARGEST_LOG_ODDS)
-        return Belief(signal, self.variance * error / total), -0.5 * (distance + math.log(total))
+        return Belief(signal, self.variance * (error / total)), -0.5 * (distance + math.log(total))
 
 
 class Mixture(NamedTuple):

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, quantise, resolve
+from fisheropt.control.matched_step import matched_step
 from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import metric as metrics
 from fisheropt.optim import running
-from fisheropt.optim.base import FisherOptimizer, Group, Parameters, device_of, noise_shape, number
+from fisheropt.optim.base import FisherOptimizer
+from fisheropt.optim.group import Group, device_of, noise_shape, number
+from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.statistics import FullCovariance, JointStatistic, Trace
 from fisheropt.taps import Tap
@@ -33,9 +36,9 @@ _FASTEST = 0.9  # the rules are for steps η < 1 in a metric near H⁻¹; where 
 class AdaptiveBatchSGD(FisherOptimizer):
     """SGD whose batch size follows the gradient's noise, b ← controller(A, V, η, b).
 
-    The noise is measured over all parameters of a group; the batch size follows the first group. The short batch at the
-    end of an epoch steps by its share, so that it is not hotter than the others. Without a sampler the proposal is only
-    reported.
+    The noise is measured over all parameters of a group; the batch size follows the first group. A batch shorter than
+    asked for, as at the end of an epoch, takes the shorter step that loses no efficiency. Without a sampler the
+    proposal is only reported.
 
     Args:
         params_or_model: the model, for per-sample noise; or parameters, each backward then being one observation.
@@ -146,13 +149,14 @@ class AdaptiveBatchSGD(FisherOptimizer):
         assert controller is not None
         lo, hi = (1, _UNBOUNDED) if sampler is None else (sampler.min_batch_size, sampler.max_batch_size)
         size = noise.batch_size if sampler is None else sampler.batch_size
-        for every in self.param_groups:
-            every["share"] = min(1.0, noise.batch_size / size)
+        lr = min(number(group["lr"]) / (1 - group["momentum"]), _FASTEST)
+        for held in self.param_groups:  # a short batch at the end of an epoch, or the rung of a ladder
+            held["share"] = min(1.0, matched_step(lr, size, noise.batch_size) / lr) if lr else 1.0
         state, proposal = controller.propose(
             group["controller_state"],
             noise,
-            lr=min(number(group["lr"]) / (1 - group["momentum"]), _FASTEST),
-            batch_size=size,
+            lr=lr,
+            batch_size=noise.batch_size,
             samples=int(group["samples"]) + noise.batch_size,
             bounds=(lo, hi),
         )

@@ -1,80 +1,41 @@
-"""What the three optimizers share: torch's contract, the taps, and when to measure.
+"""What the three optimizers share: how a reading is taken in, and the step of torch.optim.SGD around a direction.
 
 A subclass says what to observe and how a reading changes the step; with its feature off the step is torch.optim.SGD's.
 """
 
 from __future__ import annotations
 
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, cast
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.optim.optimizer import Optimizer, _use_grad_for_differentiable
+from torch import Tensor
+from torch.optim.optimizer import _use_grad_for_differentiable
 from torch.optim.sgd import sgd
 
-from fisheropt.likelihoods import Likelihood, resolve
 from fisheropt.optim import running
 from fisheropt.optim.amp import LossScale, loss_scale
 from fisheropt.optim.finite import Undo, all_finite
+from fisheropt.optim.group import Group, number
+from fisheropt.optim.observing import ObservingOptimizer
 from fisheropt.optim.reading import Reading, read
-from fisheropt.optim.report import GroupReport, Report
-from fisheropt.statistics import Covariance, JointStatistic, Trace
+from fisheropt.optim.report import Report, group_report, nothing_measured
+from fisheropt.statistics import Covariance
 from fisheropt.statistics.base import Shape
-from fisheropt.taps import MicrobatchTap, SampleTap, Tap
+from fisheropt.taps import SampleTap
 
-Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-Group = dict[str, Any]
-
-_EVERY_STEP_UNTIL = 10
-_INTERVAL = 10
 _UNSEEN = 10
 
 
-class FisherOptimizer(Optimizer, ABC):
-    """SGD that sees how per-sample gradients scatter, in k directions of each parameter group.
-
-    Args:
-        params_or_model: a module, whose samples are then seen one by one in its ordinary backward; or parameters, of
-            which each backward is one observation.
-        defaults: hyper-parameters of a group.
-        likelihood: of the model's output, where the subclass uses the model Fisher.
-    """
+class FisherOptimizer(ObservingOptimizer):
+    """SGD that sees how per-sample gradients scatter, in k directions of each parameter group."""
 
     _step_supports_amp_scaling = True
-    _kept: ClassVar[tuple[str, ...]] = ()
-    """Attributes of a subclass that must survive pickle and deepcopy."""
-
-    def __init__(
-        self, params_or_model: Parameters | nn.Module, defaults: Group, likelihood: Likelihood | str | None
-    ) -> None:
-        _check(defaults)
-        self._model = params_or_model if isinstance(params_or_model, nn.Module) else None
-        self._likelihood = resolve(likelihood)
-        if self._likelihood is not None and self._model is None:
-            raise ValueError(
-                f"{type(self).__name__}(parameters, likelihood={likelihood!r}) cannot see the model's output; "
-                f"write {type(self).__name__}(model, likelihood={likelihood!r})"
-            )
-        self._taps: list[Tap | None] = []
-        given = list(self._model.named_parameters()) if self._model is not None else params_or_model
-        super().__init__(cast(Any, given), defaults)
-        weakref.finalize(self, _remove, self._taps)
 
     @abstractmethod
     def _decay(self, group: Group, count: int) -> float:
         """By what factor all earlier samples count less, given the number of new ones."""
-
-    @abstractmethod
-    def _statistic(self, group: Group, parameters: dict[str, Tensor]) -> JointStatistic | Trace | None:
-        """What to observe of a group; None where its feature is off."""
-
-    @abstractmethod
-    def _fresh(self, tap: Tap | None) -> Group:
-        """The subclass's own state of a group before any reading; its structure never changes, as DCP asks."""
 
     @abstractmethod
     def _learn(self, group: Group, reading: Reading) -> None:
@@ -91,59 +52,6 @@ class FisherOptimizer(Optimizer, ABC):
     @abstractmethod
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
         """The verdict and the advice of the report."""
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a parameter group, with its state and its tap; hyper-parameters left out take the defaults."""
-        if self._model is not None:
-            param_group = _with_names(param_group, self._model, len(self.param_groups))
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        _check(group)
-        for parameter in group["params"]:
-            if parameter.is_complex():
-                raise ValueError(
-                    f"{type(self).__name__} takes real parameters, found complex ones; give it torch.view_as_real(p)"
-                )
-        tap = self._tap(group)
-        self._taps.append(tap)
-        self._prepare(group, tap)
-
-    def _prepare(self, group: Group, tap: Tap | None) -> None:
-        """Give the group its counters and its running means, where it lacks them."""
-        for key in ("steps", "samples", "measured", "unseen", "skipped", "count", "signal"):
-            group.setdefault(key, 0.0)
-        for key, value in self._fresh(tap).items():
-            group.setdefault(key, value)
-        if tap is None:
-            return
-        shape = noise_shape(tap)
-        device = device_of(tap)
-        for key in ("covariance", "information"):
-            running.start(group, key, torch.zeros(shape, dtype=torch.float64, device=device))
-            if group[key].shape != shape:
-                raise ValueError(
-                    f"the state holds noise in {len(group[key])} directions, this optimizer measures {shape[0]}; build it "
-                    f"with the directions= and the model of the checkpoint"
-                )
-
-    def _named(self, group: Group) -> dict[str, Tensor]:
-        names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-        return dict(zip(names, group["params"], strict=True))
-
-    def _tap(self, group: Group) -> Tap | None:
-        parameters = {name: p for name, p in self._named(group).items() if p.requires_grad and p.is_leaf}
-        statistic = self._statistic(group, parameters) if parameters else None
-        if statistic is None:
-            return None
-        if any(isinstance(p, DTensor) for p in parameters.values()):
-            raise TypeError(
-                f"{type(self).__name__} cannot yet measure parameters sharded by fully_shard; switch its feature off, or "
-                f"train with DistributedDataParallel"
-            )
-        inside = set() if self._model is None else {id(p) for p in self._model.parameters()}
-        if self._model is None or not any(id(p) in inside for p in parameters.values()):
-            return MicrobatchTap(parameters, statistic)
-        return SampleTap(self._model, statistic, parameters, self._likelihood)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -286,34 +194,8 @@ class FisherOptimizer(Optimizer, ABC):
                 tap.clear()
                 self._arm(tap, group)
 
-    def _tap_of(self, group: Group) -> Tap:
-        """The tap of a measured group."""
-        return next(
-            tap for tap, held in zip(self._taps, self.param_groups, strict=True) if held is group and tap is not None
-        )
-
-    def _arm(self, tap: Tap, group: Group) -> None:
-        """Switch the tap on if the step that comes next is measured."""
-        tap.enable(self._due(group))
-        if isinstance(tap, SampleTap):
-            tap.channel.seed = int(group["steps"]) << 16
-
     def _active(self, group: Group) -> bool:
         return bool(group["measured"])
-
-    def _due(self, group: Group) -> bool:
-        """Whether the step that comes next is measured: the first ten, then each tenth, unless `every` says otherwise."""
-        steps, every = int(group["steps"]), group["every"]
-        if every == "auto":
-            return steps < _EVERY_STEP_UNTIL or steps % _INTERVAL == 0
-        return steps % int(every) == 0
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients and the readings that their backward has left."""
-        super().zero_grad(set_to_none)
-        for tap in self._taps:
-            if tap is not None:
-                tap.drop_gradients()
 
     @property
     def temperature(self) -> float:
@@ -343,7 +225,7 @@ class FisherOptimizer(Optimizer, ABC):
     def report(self) -> Report:
         """What the noise says about the fit, in numbers with their uncertainty and in words."""
         groups = [g for g in self.param_groups if g["measured"]]
-        verdict, advice = self._words(groups) if groups else _nothing(self._taps)
+        verdict, advice = self._words(groups) if groups else nothing_measured(any(self._taps))
         unseen = int(max(g["unseen"] for g in self.param_groups))
         if unseen:
             advice = (f"{unseen} due measurements found gradients that did not come through the model given.", *advice)
@@ -356,107 +238,5 @@ class FisherOptimizer(Optimizer, ABC):
             skipped=round(float(first["skipped"])),
             verdict=verdict,
             advice=advice,
-            groups=tuple(self._group_report(group) for group in groups),
+            groups=tuple(group_report(g, self._tap_of(g).unit, self._details(g)) for g in groups),
         )
-
-    def _group_report(self, group: Group) -> GroupReport:
-        dof = running.effective_count(group, "covariance")
-        count = group["count"]
-        covariance = group["covariance"]
-        trace = float(covariance.trace() if covariance.ndim else covariance)
-        square = float(covariance.square().sum())
-        nan = float("nan")
-        return GroupReport(
-            parameters=sum(p.numel() for p in group["params"]),
-            unit=self._tap_of(group).unit,
-            batch_size=count,
-            temperature=number(group["lr"]) / count,
-            count=running.effective_count(group, "information") or dof,
-            dof=dof,
-            noise_trace=trace if dof else nan,
-            noise_trace_se=(2 * square / dof) ** 0.5 if dof else nan,
-            signal=group["signal"],
-            signal_se=(2 * square / (count * (count - 1))) ** 0.5 if dof and count > 1 else nan,
-            details=self._details(group),
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("_model", "_likelihood", "_taps", *self._kept)
-        return super().__getstate__() | {name: vars(self)[name] for name in kept}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        copied = "_taps" in state
-        for group, tap in zip(self.param_groups, self._taps, strict=True):
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-            self._prepare(group, tap)
-            if tap is not None:
-                if copied:
-                    tap.remove()
-                    tap.attach()
-                self._arm(tap, group)
-        if copied:
-            weakref.finalize(self, _remove, self._taps)
-
-
-def device_of(tap: Tap) -> torch.device:
-    """Where the tapped parameters are."""
-    return next(iter(tap.parameters.values())).device
-
-
-def noise_shape(tap: Tap) -> torch.Size:
-    """The shape of the covariance that a tap measures."""
-    if not isinstance(tap.statistic, JointStatistic):
-        return torch.Size(())
-    rank = tap.statistic.rank(tap.parameters)
-    return torch.Size((rank, rank))
-
-
-def _with_names(group: Group, model: nn.Module, index: int) -> Group:
-    """The group with the model's names of its parameters, which torch wants for every group or for none."""
-    if not isinstance(group, dict) or "params" not in group:
-        return group
-    given = group["params"]
-    parameters = [given] if isinstance(given, Tensor) else list(given)
-    names = {id(p): name for name, p in model.named_parameters()}
-    named = [
-        p if isinstance(p, tuple) else (names.get(id(p), f"group {index}.{i}"), p) for i, p in enumerate(parameters)
-    ]
-    return group | {"params": named}
-
-
-def _remove(taps: list[Tap | None]) -> None:
-    for tap in taps:
-        if tap is not None:
-            tap.remove()
-
-
-def _nothing(taps: list[Tap | None]) -> tuple[str, tuple[str, ...]]:
-    if any(tap is not None for tap in taps):
-        return "Nothing was measured so far.", ("Take a step after a backward().",)
-    return "The feature is off: this is plain SGD.", ()
-
-
-def number(value: float | Tensor) -> float:
-    """A hyper-parameter as a number, also where it is a tensor that is learnt."""
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
-
-
-def _check(group: Group) -> None:
-    """Refuse hyper-parameters outside their range."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be a number or a tensor of one element, found one of shape {tuple(lr.shape)}")
-    for key in ("lr", "momentum", "weight_decay"):
-        if number(group[key]) < 0:
-            raise ValueError(f"{key}={group[key]} is negative; write {key}=0 to switch it off")
-    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-        raise ValueError("nesterov=True needs momentum > 0 and dampening=0")
-    if group["foreach"] and group["differentiable"]:
-        raise RuntimeError("foreach=True and differentiable=True exclude each other; leave one out")
-    every = group["every"]
-    if every != "auto" and (isinstance(every, str) or every < 1 or every != int(every)):
-        raise ValueError(f"every={every!r} must be 'auto' or a whole number of steps >= 1")
-    if not group["overhead"] > 0:
-        raise ValueError(f"overhead={group['overhead']} must be positive, the share of a step that measuring may cost")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import critical, running
-from fisheropt.optim.base import FisherOptimizer, Group, Parameters, device_of, noise_shape
+from fisheropt.optim.base import FisherOptimizer
+from fisheropt.optim.group import Group, device_of, noise_shape
+from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from fisheropt.optim import running
+from fisheropt.optim.group import Group, number
+
 
 @final
 @dataclass(frozen=True)
@@ -86,3 +89,38 @@ class Report:
         return "\n".join(
             [head, f"  {self.verdict}", *(str(g) for g in self.groups), *(f"  → {a}" for a in self.advice)]
         )
+
+
+def group_report(group: Group, unit: str, details: dict[str, Any]) -> GroupReport:
+    """The report of one measured group.
+
+    Args:
+        group: with its running means.
+        unit: what one observation was.
+        details: what the optimizer adds.
+    """
+    dof = running.effective_count(group, "covariance")
+    count, covariance = group["count"], group["covariance"]
+    trace = float(covariance.trace() if covariance.ndim else covariance)
+    square = float(covariance.square().sum())
+    nan = float("nan")
+    return GroupReport(
+        parameters=sum(p.numel() for p in group["params"]),
+        unit=unit,
+        batch_size=count,
+        temperature=number(group["lr"]) / count,
+        count=running.effective_count(group, "information") or dof,
+        dof=dof,
+        noise_trace=trace if dof else nan,
+        noise_trace_se=(2 * square / dof) ** 0.5 if dof else nan,
+        signal=group["signal"],
+        signal_se=(2 * square / (count * (count - 1))) ** 0.5 if dof and count > 1 else nan,
+        details=details,
+    )
+
+
+def nothing_measured(observing: bool) -> tuple[str, tuple[str, ...]]:
+    """Verdict and advice before any measurement."""
+    if observing:
+        return "Nothing was measured so far.", ("Take a step after a backward().",)
+    return "The feature is off: this is plain SGD.", ()

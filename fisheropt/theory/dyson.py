@@ -18,10 +18,10 @@ from torch import Tensor
 from fisheropt.theory.mixture_nodes import Nodes
 from fisheropt.theory.resolvent import CurvePoint, Resolvent, descend
 
-_NEWTON = 40
-_SMALLEST_STEP = 1e-3
+_NEWTON = 25
+_LARGEST_STEP, _SMALLEST_STEP = 0.7, 0.02
 _COMPLEX_NEWTON = 10
-_HALVINGS = 30
+_HALVINGS = 12
 _SMALL = 1e-2
 _TOP = 8.0
 _HEIGHT = 1e-6
@@ -116,13 +116,23 @@ class Dyson(Resolvent):
             residual = balance - z * torch.eye(self._m, dtype=torch.float64)
             system = self._bordered(m, p)
             defect = torch.cat((residual.flatten(), (m.diagonal().mean() - s)[None]))
-            step = torch.linalg.solve(system, -defect)[:-1].reshape(self._m, -1)
+            solution, singular = torch.linalg.solve_ex(system, -defect)
+            if bool(singular):
+                return None
+            step = solution[:-1].reshape(self._m, -1)
             if float(step.abs().max()) < 1e-11 * abs(s):
-                target = torch.zeros_like(defect).index_fill_(0, torch.tensor([self._m**2]), 1.0)
-                tangent = torch.linalg.solve(system, target)
-                return _State(m, z, tangent[:-1].reshape(self._m, -1), float(tangent[-1]))
+                return self._state(m, z, system)
             m, p = self._inside(m, (step + step.mT) / 2)
         return None
+
+    def _state(self, m: Tensor, z: float, system: Tensor) -> _State | None:
+        """The solved point with dM/dS and dz/dS; None off the physical branch, where M does not grow with z."""
+        target = torch.zeros(len(system), dtype=torch.float64).index_fill_(0, torch.tensor([len(system) - 1]), 1.0)
+        solution = torch.linalg.solve(system, target)
+        tangent, slope = solution[:-1].reshape(self._m, -1), float(solution[-1])
+        if slope > 0 and float(torch.linalg.eigvalsh(tangent)[0]) < -1e-9:
+            return None
+        return _State(m, z, tangent, slope)
 
     def _inside(self, m: Tensor, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """M + step and P there, the step halved until X > 0 and M keeps its sign."""
@@ -149,16 +159,17 @@ class Dyson(Resolvent):
         return state
 
     def _advance(self, start: float, s: float) -> _State | None:
-        """Steps of a constant factor from a solved point to s, the factor's root taken after each failure."""
-        origin, step = self._solved[start], s / start
+        """Steps of a bounded factor from a solved point to s, the factor's root taken after each failure."""
+        origin, log_step = self._solved[start], min(_LARGEST_STEP, abs(math.log(s / start)))
+        direction = math.copysign(1.0, math.log(s / start))
         while origin is not None:
-            last = abs(math.log(s / start)) <= abs(math.log(step)) * (1 + 1e-12)
-            target = s if last else start * step
+            last = abs(math.log(s / start)) <= log_step * (1 + 1e-9)
+            target = s if last else start * math.exp(direction * log_step)
             state = self._newton(target, origin.m * (target / start)) or self._newton(target, origin.m)
-            if state is None and abs(math.log(step)) < _SMALLEST_STEP:
+            if state is None and log_step < _SMALLEST_STEP:
                 return None
             if state is None:
-                step = math.sqrt(step)
+                log_step /= 2
             elif last:
                 return state
             else:

@@ -8,6 +8,7 @@ e_a, v_b> + bias_a. Softmax sees g only through r = C - 1 of its directions, T; 
 rest is integrated exactly: E[v v^T | T^T g] = anchor anchor^T + (I - T T^T)/snr.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,12 @@ class Mixture:
         values, vectors = torch.linalg.eigh(self.gram)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return root
+
+    def spread(self) -> float:
+        """Largest standard deviation of a contrast of the logits within a component."""
+        basis = gauge_basis(self.classes)
+        head = basis.T @ self.gram[: self.classes, : self.classes] @ basis
+        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(head)[-1])) / self.snr)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fisheropt.theory.root_finding import bracketed_root
 
 _SAME = 1e-7
 _SMALLEST = 1e-300
+_GROWTHS = 20
 
 
 class Edge(NamedTuple):
@@ -53,7 +54,7 @@ def _inside(resolvent: Resolvent) -> float:
 
 
 def right_edge(resolvent: Resolvent) -> Edge:
-    """z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
+    """Z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
     high, end = _inside(resolvent), min(-_SMALLEST, (1 + 1e-9) / resolvent.left_limit)
     intercept = resolvent.ratio**-0.5
     low = min(end, high * (1 + intercept) / (_margin(resolvent, high) + 1 + intercept))
@@ -74,17 +75,17 @@ def _edge_scale(resolvent: Resolvent, s: float) -> float:
 def left_edge(resolvent: Resolvent) -> float:
     """Lower end of the continuous part: z at dz/dS = 0 on S > 0, or beyond S = -inf next to an atom at zero.
 
-    Zero when the curve does not reappear between the atom and the bulk.
+    Zero when the curve does not reappear between the atom and the bulk, or only below about 1e-9 of the mean.
     """
     if resolvent.atom > 0 and resolvent.return_limit == -math.inf:
         return 0.0
     low = 1e-3 / resolvent.mean if resolvent.atom == 0 else resolvent.return_limit * (1 + 1e-9)
     high = low
-    for _ in range(200):
+    for _ in range(_GROWTHS):
         if (resolvent.slope(high) < 0) != (resolvent.slope(low) < 0):
             s = 1 / bracketed_root(lambda y: _margin(resolvent, y), 1 / low, 1 / high, 1e-9)
             return max(0.0, resolvent.at(s).z)
-        high *= 2
+        high *= 4
     return 0.0
 
 

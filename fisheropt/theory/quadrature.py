@@ -53,3 +53,8 @@ def gaussian_rule(dimension: int, *, coarsen: float = 1.0, seed: int = 0) -> Rul
     if dimension in _SPACING:
         return _lattice(dimension, _SPACING[dimension] * coarsen, _RADIUS[dimension])
     return _sobol(dimension, max(6, _SOBOL_LOG2 - round(2 * math.log2(coarsen))), seed)
+
+
+def resolving_factor(dimension: int, spread: float) -> float:
+    """The `coarsen` at which softmax of logits of standard deviation `spread` is integrated to about 1e-5."""
+    return 1.6 / (max(spread, 1e-300) * _SPACING[dimension])

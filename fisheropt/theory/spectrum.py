@@ -8,6 +8,7 @@ full matrices, the count of the outliers, the distribution function and the nume
 The theory is for fresh data: a matrix formed at an x trained on the same samples is outside of it.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -18,7 +19,7 @@ from torch import Tensor
 from fisheropt.theory.dyson import Dyson
 from fisheropt.theory.mixture_nodes import Mixture, Nodes, make_mixture, mixture_nodes
 from fisheropt.theory.outliers import Edge, Outliers, left_edge, right_edge, right_outliers
-from fisheropt.theory.quadrature import gaussian_rule
+from fisheropt.theory.quadrature import gaussian_rule, resolving_factor
 from fisheropt.theory.resolvent import Resolvent
 from fisheropt.theory.silverstein import Silverstein
 from fisheropt.theory.softmax_weights import (
@@ -33,9 +34,12 @@ Block: TypeAlias = int | Literal["full"]
 
 _BLOCKS = {"hessian": hessian_block, "information": information_block}
 _FACTORS = {"hessian": hessian_factors, "information": information_factors}
-_FULL_COARSENING = {2: 1.0, 3: 1.5, 4: 1.5}
+# Lattice spacings by the number of classes: (usual, finest) factor on those of the rule, coarser for matrix weights.
+_BLOCK_SPACING = {2: (1.0, 1 / 8), 3: (1.0, 1 / 3), 4: (1.0, 1 / 2)}
+_FULL_SPACING = {2: (1.0, 1 / 8), 3: (1.5, 0.8), 4: (2.0, 1.2)}
 _FULL_SOBOL_COARSENING = 4.0
 _ERROR_COARSENING = 1.5
+_WARNED_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,17 @@ def _weights(nodes: Nodes, request: _Request) -> tuple[Tensor, Tensor]:
     return values, values
 
 
+def _resolution(mixture: Mixture, block: Block) -> float:
+    """Factor on the spacing of the rule: finer where the logits are spread and softmax is steep."""
+    table = _FULL_SPACING if block == "full" else _BLOCK_SPACING
+    if mixture.classes not in table:
+        return _FULL_SOBOL_COARSENING if block == "full" else 1.0
+    usual, finest = table[mixture.classes]
+    return max(finest, min(usual, resolving_factor(mixture.classes - 1, mixture.spread())))
+
+
 def _resolvent(mixture: Mixture, request: _Request, coarsen: float, seed: int) -> Resolvent:
-    if request.block == "full":
-        coarsen = coarsen * _FULL_COARSENING.get(mixture.classes, _FULL_SOBOL_COARSENING)
+    coarsen = coarsen * _resolution(mixture, request.block)
     nodes = mixture_nodes(mixture, gaussian_rule(mixture.classes - 1, coarsen=coarsen, seed=seed))
     weights, traces = _weights(nodes, request)
     if request.samples is not None:
@@ -204,6 +216,10 @@ def effective_spectrum(
     request = _checked_request(_Request(kind, block, float(ratio), samples), mixture.classes)
     fine = _solve(mixture, request, 1.0, seed)
     coarse = _solve(mixture, request, _ERROR_COARSENING, seed + 1)
+    error = _node_error(fine, coarse)
+    if error > _WARNED_ERROR:
+        message = f"effective_spectrum: quadrature resolves this spectrum to {error:.0%} only (logits spread by "
+        warnings.warn(message + f"{mixture.spread():.0f}); treat its edge as approximate", stacklevel=2)
     rows = mixture.classes - 1 if block == "full" else 1
     alignments = fine.outliers.projections.reshape(-1, rows, len(mixture.gram)) @ mixture.root()
     return EffectiveSpectrum(
@@ -215,7 +231,7 @@ def effective_spectrum(
         overlaps=fine.outliers.overlaps,
         alignments=alignments if block == "full" else alignments[:, 0],
         edge_scale=fine.edge.scale,
-        error=_node_error(fine, coarse),
+        error=error,
         kind=kind,
         block=block,
         resolvent=fine.resolvent,

@@ -19,6 +19,7 @@ from fisheropt.control.base import Controller, GradientNoise
 from fisheropt.control.fixed import Fixed
 from fisheropt.control.go_f import GOF
 from fisheropt.control.inner_product import InnerProduct
+from fisheropt.control.matched_step import matched_step
 from fisheropt.control.noise_scale import NoiseScale
 from fisheropt.control.norm_test import NormTest
 from fisheropt.control.quantise import quantise
@@ -87,6 +88,20 @@ def test_the_sampled_norm_test_at_one_minus_eta_follows_it_too(lr: float) -> Non
     start = run.trace / run.signal
     for signal, _, seen, _ in run.steps(40):
         assert signal * (start + seen) / run.trace == pytest.approx(1.0, abs=1e-12)
+
+
+@quick
+@given(lr=st.floats(0.01, 0.95), sizes=st.lists(st.integers(1, 10**5), min_size=1, max_size=20))
+def test_a_matched_step_follows_the_recursion_with_any_sizes(lr: float, sizes: list[int]) -> None:
+    trace, signal, seen = 20.0, 2.0, 0
+    for size in sizes:
+        step = matched_step(lr, lr / (1 - lr) * trace / signal, size)
+        signal = (1 - step) ** 2 * signal + step**2 * trace / size
+        seen += size
+        assert signal * (trace / 2.0 + seen) / trace == pytest.approx(1.0, abs=1e-11)
+    assert matched_step(lr, 48.0, 48.0) == pytest.approx(lr)
+    with pytest.raises(ValueError, match="lr=1.0"):
+        matched_step(1.0, 8.0, 8.0)
 
 
 @pytest.mark.parametrize("lr", [0.3, 0.5, 0.8])
@@ -186,7 +201,7 @@ def test_the_norm_test_takes_the_largest_size_where_it_sees_no_gradient() -> Non
         ),
         max_size=12,
     ),
-    lr=st.sampled_from([0.0, 1e-6, 0.1, 0.5, 0.99]),
+    lr=st.sampled_from([0.0, 1e-20, 1e-6, 0.1, 0.5, 0.99]),
 )
 def test_proposals_stay_finite_and_in_bounds(
     controller: Controller, readings: list[tuple[float, float, float, int, bool]], lr: float

@@ -98,6 +98,15 @@ def test_the_report_can_be_written_anew_and_is_the_same(floor: Path) -> None:
     assert (floor / "report.html").read_text() == before
 
 
+def test_what_a_run_says_is_text_and_not_markup(floor: Path, tmp_path: Path) -> None:
+    result = json.loads((floor / "result.json").read_text()) | {"error": "<script>alert(1)</script>"}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.yaml").write_text("tags: ['<img src=x>']")
+    page = assert_self_contained(report.write(tmp_path))
+    assert "<script>alert(1)</script>" in page.text
+    assert page.fetched == []
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no result\.json, so it is no directory of a run"):
         report.write(tmp_path)

@@ -22,7 +22,7 @@ from recipes.assemble import assemble
 from recipes.checkpoint import CheckpointError
 from recipes.journal import Diverged, Journal
 from recipes.problems.logistic import Logistic
-from recipes.record import KEYS
+from recipes.record import KEYS, BusyError, claim
 from recipes.schema import ConfigError
 from tests.recipes.harness import ROOT, SMALL, comparable, configure, launch, resume
 
@@ -178,6 +178,13 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     resume(tmp_path, "tracker=none")
     with pytest.raises(ConfigError, match=r"no config\.yaml in it, so it is no directory of a run"):
         resume(tmp_path / "nowhere")
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    launch(tmp_path, "optimizer=sgd")
+    with claim(tmp_path), pytest.raises(BusyError, match="another process is training this run"):
+        resume(tmp_path)
+    resume(tmp_path)
 
 
 @pytest.mark.parametrize(
