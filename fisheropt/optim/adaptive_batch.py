@@ -147,7 +147,7 @@ class AdaptiveBatchSGD(FisherOptimizer):
         """Ask the controller, and set the sampler."""
         controller, sampler = self._controller, self._sampler
         assert controller is not None
-        lo, hi = (1, _UNBOUNDED) if sampler is None else (sampler.min_batch_size, sampler.max_batch_size)
+        lo, hi = (1, _UNBOUNDED) if sampler is None else _bounds(sampler)
         size = noise.batch_size if sampler is None else sampler.batch_size
         lr = min(number(group["lr"]) / (1 - group["momentum"]), _FASTEST)
         for held in self.param_groups:  # a short batch at the end of an epoch, or the rung of a ladder
@@ -196,6 +196,12 @@ class AdaptiveBatchSGD(FisherOptimizer):
         if self._sampler is None:
             return words, ("Give sampler=AdaptiveBatchSampler(...) to let it be set.",)
         return words, ()
+
+
+def _bounds(sampler: AdaptiveBatchSampler) -> tuple[int, int]:
+    """Those of the sampler, but two samples a rank at least, as one has no noise to be seen."""
+    hi = sampler.max_batch_size
+    return min(max(sampler.min_batch_size, 2 * sampler.num_replicas), hi), hi
 
 
 def _noise(group: Group, reading: Reading) -> GradientNoise | None:

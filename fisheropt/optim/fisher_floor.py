@@ -188,8 +188,8 @@ class FisherFloorSGD(FisherOptimizer):
         ]
 
     def _details(self, group: Group) -> dict[str, Any]:
-        values = torch.linalg.eigvalsh(group["information"])
-        effective = torch.linalg.eigvalsh(group["information"] + group["stiffness"])
+        values = torch.linalg.eigvalsh(group["information"]).clamp_min(0)  # below 0 is rounding
+        effective = torch.linalg.eigvalsh(group["information"] + group["stiffness"]).clamp_min(0)
         count = running.effective_count(group, "information")
         threshold = self._threshold(group, values)
         return {
@@ -245,7 +245,7 @@ def _advice(details: dict[str, Any], count: float) -> tuple[str, ...]:
         more = details["required_samples"] - count
         advice.append(
             f"About {more:,.0f} more samples would settle the information within one half in every direction; raise the "
-            f"batch size, or smoothing="
+            f"batch size, or write smoothing=.99"
         )
     if details["held"]:
         advice.append(

@@ -24,7 +24,7 @@ _COMPLEX_NEWTON = 10
 _HALVINGS = 12
 _SMALL = 1e-2
 _TOP = 8.0
-_HEIGHT = 1e-6
+_HEIGHT = 1e-8
 
 
 class _State(NamedTuple):
@@ -223,13 +223,13 @@ class Dyson(Resolvent):
         far = -torch.eye(self._m, dtype=torch.complex128) / complex(x, _TOP * unit)
         return descend(lambda m, h: self._settle(m, complex(x, h), h), far, _TOP * unit, bottom)
 
-    def density_and_cdf(self, x: Tensor, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    def density_and_cdf(self, x: Tensor, edge: float) -> tuple[Tensor, Tensor]:
         """Im tr M/(pi m), and the same potential as in the scalar case with traces and log-determinants."""
         result = torch.zeros(2, len(x), dtype=torch.float64)
         m: Tensor | None = None
         for index in x.argsort().tolist():
-            m = self._stieltjes(float(x[index]), edges[1], m)
-            z = complex(float(x[index]), _HEIGHT * edges[1])
+            m = self._stieltjes(float(x[index]), edge, m)
+            z = complex(float(x[index]), _HEIGHT * edge)
             logs = self._weights.to(m.dtype) @ _log_det(self._inner(m))
             potential = _log_det(m) + z * m.trace() - self._ratio * logs
             result[0, index] = float(m.trace().imag) / (math.pi * self._m)

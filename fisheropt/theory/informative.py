@@ -15,6 +15,7 @@ from torch import Tensor
 from fisheropt.theory.root_finding import bracketed_root
 from fisheropt.theory.spectrum import EffectiveSpectrum
 
+_SOFTEST = 10.0  # regular edges have a scale of .3 to 5 times the edge, those of a vanishing tail 15 and more
 _GAMMA_SHAPE, _GAMMA_SCALE, _GAMMA_SHIFT = 46.446, 0.186054, 9.84801
 
 
@@ -76,6 +77,11 @@ def informative(
         raise ValueError(f"informative: `dimension` must be positive, got {dimension}; write features.shape[1]")
     rows = spectrum.alignments.shape[1] if spectrum.block == "full" else 1
     width = spectrum.edge_scale * (dimension * rows) ** (-2 / 3)
+    if not 0 < spectrum.edge_scale < _SOFTEST * spectrum.edge:
+        raise ValueError(
+            "informative: the edge of this spectrum is soft (its tail holds no mass), so bulk maxima lie far below it; "
+            "write effective_spectrum(..., samples=n) with the number of samples that form the matrix"
+        )
     threshold = spectrum.edge + max(0.0, width * tracy_widom_quantile(1 - level))
     mask = eigenvalues > threshold
     rank = int(mask.sum())

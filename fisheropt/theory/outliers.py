@@ -54,7 +54,7 @@ def _inside(resolvent: Resolvent) -> float:
 
 
 def right_edge(resolvent: Resolvent) -> Edge:
-    """Z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
+    """The z at dz/dS = 0, S < 0; at the end of the curve when the slope stays positive (a soft edge)."""
     high, end = _inside(resolvent), min(-_SMALLEST, (1 + 1e-9) / resolvent.left_limit)
     intercept = resolvent.ratio**-0.5
     low = min(end, high * (1 + intercept) / (_margin(resolvent, high) + 1 + intercept))

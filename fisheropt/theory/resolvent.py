@@ -60,8 +60,8 @@ class Resolvent(ABC):
         """The point of the curve at a real S between the edges."""
 
     @abstractmethod
-    def density_and_cdf(self, x: Tensor, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Density and distribution function of the law at real points [n] between its edges."""
+    def density_and_cdf(self, x: Tensor, edge: float) -> tuple[Tensor, Tensor]:
+        """Density and distribution function at real points [n] within the bulk, whose right edge sets the unit."""
 
 
 def descend(settle: Callable[[Tensor, float], tuple[Tensor, bool]], s: Tensor, top: float, bottom: float) -> Tensor:

@@ -91,7 +91,7 @@ class EffectiveSpectrum:
         outside = (points >= self.edge).double() + self.atom * ((points >= 0) & (points < self.edge)).double()
         result = torch.zeros_like(points) if which == 0 else outside
         if inside.any():
-            result[inside] = self.resolvent.density_and_cdf(points[inside], (self.lower_edge, self.edge))[which]
+            result[inside] = self.resolvent.density_and_cdf(points[inside], self.edge)[which]
         return result
 
 

@@ -162,3 +162,14 @@ def test_bad_eigenvalues():
         informative(torch.eye(3), spectrum, 3)
     with pytest.raises(ValueError, match="dimension"):
         informative(torch.ones(3), spectrum, 0)
+
+
+def test_a_soft_edge_is_refused():
+    """Trained, the limit of the information matrix ends in a tail without mass: no test of a level is possible there."""
+    head = torch.tensor([[1.8, -0.6], [-0.6, 1.8]], dtype=torch.float64)
+    trained = gram(head, torch.eye(2, dtype=torch.float64))
+    limit = effective_spectrum(trained, [0.5, 0.5], 40.0, 1.0, kind="information")
+    with pytest.raises(ValueError, match="samples="):
+        informative(torch.ones(3), limit, 100)
+    finite = effective_spectrum(trained, [0.5, 0.5], 40.0, 1.0, kind="information", samples=100)
+    assert informative(torch.zeros(3), finite, 100).rank == 0
