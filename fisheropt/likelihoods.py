@@ -18,7 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Likelihood(ABC):
-    """A negative log-likelihood of the model's output, whose mean over samples is the loss."""
+    """A negative log-likelihood of the model's output, whose mean over samples is the loss.
+
+    Its scale matters, as H is taken from the likelihood and the gradient from the loss: for "gaussian" the loss is
+    `F.mse_loss(...) / 2`, summed over outputs; labels of one sample are summed, samples averaged.
+    """
 
     @abstractmethod
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
@@ -35,12 +39,24 @@ class Likelihood(ABC):
 @final
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """Softmax over the last axis: I = diag p - ppᵀ, u = √p∘ξ - p⟨√p, ξ⟩."""
+    """Softmax over one axis: I = diag p - ppᵀ, u = √p∘ξ - p⟨√p, ξ⟩.
+
+    Args:
+        dim: the axis of the classes; None takes the last, for logits of at most three axes.
+    """
+
+    dim: int | None = None
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        p = logits.softmax(-1)
+        if self.dim is None and logits.ndim > 3:
+            raise ValueError(
+                f"likelihood='categorical' takes the last axis for the classes, found logits of shape "
+                f"{tuple(logits.shape)}; write likelihood=fisheropt.likelihoods.Categorical(dim=1)"
+            )
+        dim = -1 if self.dim is None else self.dim
+        p = logits.softmax(dim)
         u = p.sqrt() * signs
-        return u - p * u.sum(-1, keepdim=True)
+        return u - p * u.sum(dim, keepdim=True)
 
 
 @final

@@ -140,7 +140,7 @@ class FisherOptimizer(ObservingOptimizer):
             if group["unseen"] < _UNSEEN or group["measured"]:
                 return False
         tap.check(counts, max(counts.values()))
-        if self._likelihood is not None and tap.channel.information is None:
+        if self._likelihood is not None and not tap.channel.information:
             raise RuntimeError(
                 "the likelihood's backward could not run inside the compiled model; give the optimizer the compiled "
                 "module, Opt(torch.compile(model), ..., likelihood=...)"

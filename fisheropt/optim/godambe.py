@@ -172,9 +172,15 @@ class GodambeSGD(FisherOptimizer):
                 "No covariance could be measured, so the steps are those of plain SGD.",
                 ("Write GodambeSGD(model, ...), or run at least two backward() a step.",),
             )
-        details = self._details(groups[0])
+        measured = next(group for group in groups if group["metric_ready"])
+        details = self._details(measured)
+        if "effective_dimension" not in details:
+            return (
+                "The curvature was measured, but no noise: a covariance needs two samples a step.",
+                ("Use batches of two samples or more.",),
+            )
         dimension, error = details["effective_dimension"], details["effective_dimension_se"]
-        size = len(groups[0]["covariance"])
+        size = len(measured["covariance"])
         if self._likelihood is None:
             return (
                 f"The metric is the noise G itself (H = G, as in a well-specified model): {dimension:.1f} ± {error:.1f} of "

@@ -51,9 +51,12 @@ def refresh(group: dict[str, Any], key: str) -> None:
     damping += float(group["weight_decay"])
     floor = torch.finfo(matrix.dtype).eps * scale
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    factor = torch.linalg.cholesky(matrix + max(damping, floor) * identity)
-    group["metric_inverse"] = torch.cholesky_inverse(factor)
-    group["metric_damping"], group["metric_ready"] = max(damping, floor), 1.0
+    for ridge in (max(damping, floor), max(damping, torch.finfo(torch.float32).eps * scale)):
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * identity)
+        if not failed:  # float32 gradients can leave a singular matrix slightly indefinite
+            group["metric_inverse"] = torch.cholesky_inverse(factor)
+            group["metric_damping"], group["metric_ready"] = ridge, 1.0
+            return
 
 
 def apply(

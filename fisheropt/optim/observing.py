@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
 from fisheropt.likelihoods import Likelihood, resolve
-from fisheropt.optim.group import Group, check, named, start_noise, with_names
+from fisheropt.optim.group import Group, check, device_of, named, start_noise, with_names
 from fisheropt.statistics import JointStatistic, Trace
 from fisheropt.taps import MicrobatchTap, SampleTap, Tap
 
@@ -79,6 +79,10 @@ class ObservingOptimizer(Optimizer, ABC):
         start_noise(group, tap)
         for key, value in self._fresh(tap).items():
             group.setdefault(key, value)
+        if tap is not None:  # a checkpoint may have been loaded onto another device
+            for key in ("covariance", "information", *self._fresh(tap)):
+                if isinstance(group[key], Tensor):
+                    group[key] = group[key].to(device_of(tap))
 
     def _tap(self, group: Group) -> Tap | None:
         parameters = {name: p for name, p in named(group).items() if p.requires_grad and p.is_leaf}

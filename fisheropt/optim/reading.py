@@ -55,7 +55,7 @@ def read(tap: Tap, scale: float) -> Reading | None:
     if augmented is None:
         return None
     augmented = augmented.double()
-    information = tap.channel.information if isinstance(tap, SampleTap) else None
+    information = tap.information(round(float(augmented[-1, -1]))) if isinstance(tap, SampleTap) else None
     if isinstance(tap, SampleTap) and tap.channel.parallel:
         augmented = reduce_augmented(augmented)
         information = None if information is None else reduce_sum(information.double())

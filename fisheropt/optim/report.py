@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -41,9 +42,9 @@ class GroupReport:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers, flat and ready for JSON."""
-        numbers = {key: value for key, value in vars(self).items() if key != "details"}
-        return numbers | self.details
+        """All numbers, flat and ready for JSON: None for what is not known yet."""
+        numbers = {key: value for key, value in vars(self).items() if key != "details"} | self.details
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
     def __str__(self) -> str:
         return (

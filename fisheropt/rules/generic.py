@@ -24,6 +24,7 @@ class Generic(Rule):
     """Dense hₙ = ∂⟨gₙ, module(xₙ)⟩/∂parameter, where xₙ is the n-th slice of every tensor input."""
 
     in_place: ClassVar[bool] = False
+    serves: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, twin: nn.Module | None = None) -> None:
         self.twin = twin
@@ -31,42 +32,41 @@ class Generic(Rule):
     def prepare(self, module: nn.Module) -> Rule:
         return Generic(_hookless(module))
 
-    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         assert self.twin is not None
         for twin, original in zip(self.twin.modules(), module.modules(), strict=True):
-            _refuse_coupling(original)
+            if isinstance(original, nn.modules.dropout._DropoutNd) and original.training and original.p > 0:
+                raise RuntimeError(
+                    f"{type(module).__name__} owns parameters and contains {original}, whose mask a second run cannot "
+                    f"repeat. Call .eval() on the dropout, or write a rule: @fisheropt.rule({type(module).__name__})"
+                )
             if twin.training != original.training:
                 twin.training = original.training
         given: dict[int | str, Any] = dict(enumerate(args))
         given.update(kwargs)
-        self.constants = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
-        self.keys = tuple(key for key, value in given.items() if isinstance(value, Tensor))
-        nested = [key for key, value in self.constants.items() if isinstance(value, (tuple, list, dict))]
-        if nested or not self.keys:
+        tensors = {key: value for key, value in given.items() if isinstance(value, Tensor)}
+        constants = {key: value for key, value in given.items() if not isinstance(value, Tensor)}
+        nested = any(isinstance(value, (tuple, list, dict)) for value in constants.values())
+        if nested or not tensors or len({x.shape[0] if x.ndim else 0 for x in tensors.values()}) > 1:
+            found = ", ".join(f"{k}: {tuple(v.shape) if k in tensors else type(v).__name__}" for k, v in given.items())
             raise TypeError(
                 f"the generic rule needs tensors with the samples on their first axis as inputs of "
-                f"{type(module).__name__}; found {', '.join(f'{k}: {type(v).__name__}' for k, v in given.items())}. "
-                f"Write a rule: @fisheropt.rule({type(module).__name__})"
+                f"{type(module).__name__}; found {found}. Write a rule: @fisheropt.rule({type(module).__name__})"
             )
-        return tuple(given[key] for key in self.keys)
-
-    def _arguments(self, sample: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The inputs of one sample, as a batch of one."""
-        given = self.constants | dict(zip(self.keys, (x.unsqueeze(0) for x in sample), strict=True))
-        positions = sorted(key for key in given if isinstance(key, int))
-        return tuple(given[i] for i in positions), {k: v for k, v in given.items() if isinstance(k, str)}
+        return tuple(tensors.values()), (tuple(tensors), tuple(constants.items()))
 
     def forms(
-        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], grad: Tensor
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         twin = self.twin
         assert twin is not None
         constants = {name: p.detach() for name, p in module.named_parameters() if name not in names}
         constants |= dict(module.named_buffers())
+        dtype = module.get_parameter(names[0]).dtype  # under autocast the inputs may be narrower
         variables = {name: module.get_parameter(name).detach() for name in names}
 
         def pull(g: Tensor, *sample: Tensor) -> dict[str, Tensor]:
-            args, kwargs = self._arguments(sample)
+            args, kwargs = _arguments(context, tuple(x.to(dtype) if x.is_floating_point() else x for x in sample))
 
             def run(parameters: dict[str, Tensor]) -> Tensor:
                 return functional_call(twin, parameters | constants, args, kwargs).squeeze(0)
@@ -78,20 +78,24 @@ class Generic(Rule):
 
 
 def _hookless(module: nn.Module) -> nn.Module:
-    """A shallow copy that shares parameters and buffers and has no hooks, so that taps do not see the second run."""
+    """A shallow copy that shares parameters and buffers and has no hooks, so that taps do not see the second run.
+
+    Pre-hooks that were there before stay: those of weight_norm and pruning compute the weight.
+    """
     twin = copy.copy(module)
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+    for name in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(twin, name, OrderedDict())
+    twin._forward_pre_hooks = module._forward_pre_hooks.copy()
     twin._modules = {name: child and _hookless(child) for name, child in module._modules.items()}
     return twin
 
 
-def _refuse_coupling(module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-        raise RuntimeError(
-            f"{type(module).__name__} in train mode couples the samples of a batch: no per-sample gradient exists. "
-            f"Call .eval() on it, or use nn.GroupNorm or nn.LayerNorm"
-        )
+def _arguments(context: Any, sample: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of one sample, as a batch of one."""
+    keys, constants = context
+    given = dict(constants) | dict(zip(keys, (x.unsqueeze(0) for x in sample), strict=True))
+    positions = sorted(key for key in given if isinstance(key, int))
+    return tuple(given[i] for i in positions), {k: v for k, v in given.items() if isinstance(k, str)}
 
 
 _RUNNING = "its child's weight is used without calling the child, so no output gradient of it is seen"

@@ -17,18 +17,25 @@ class Linear(Rule):
     """Weight hₙ = Σₜ gₙₜ aₙₜᵀ, bias hₙ = Σₜ gₙₜ; t runs over all axes between the first and the last."""
 
     in_place: ClassVar[bool] = True
+    serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
 
-    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        return (args[0] if args else kwargs["input"],)
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
+        a = args[0] if args else kwargs["input"]
+        if a.ndim < 2:
+            raise RuntimeError(
+                f"{module} was called with an input of shape {tuple(a.shape)}, which has no axis of samples; write "
+                f"model(x.unsqueeze(0)) for a batch of one"
+            )
+        return (a,), None
 
     def forms(
-        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], grad: Tensor
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         (a,) = saved
-        samples = grad.shape[0] if grad.ndim > 1 else 1
+        samples = grad.shape[0]
         g = grad.reshape(samples, -1, grad.shape[-1])
         forms: dict[str, PerSample] = {}
         if "weight" in names:

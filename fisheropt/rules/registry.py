@@ -17,13 +17,16 @@ class Rule(ABC):
     in_place: ClassVar[bool]
     """Whether no operation of the module saves its own output, so that a tap may take over its storage."""
 
+    serves: ClassVar[frozenset[str] | None]
+    """The names of the parameters that it knows; a module that owns others gets the generic rule. None for all."""
+
     @abstractmethod
-    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The inputs of the module that its per-sample gradients are made of."""
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
+        """The inputs of the module that its per-sample gradients are made of, and what else `forms` needs of the call."""
 
     @abstractmethod
     def forms(
-        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], grad: Tensor
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         """The form of each named parameter of the module, given the gradient of the module's output."""
 
@@ -65,7 +68,10 @@ def find(module: nn.Module) -> Rule:
 
     A class that overrides the `forward` which the rule describes gets the generic rule.
     """
+    own = {name for name, _ in module.named_parameters(recurse=False)}
     for ancestor in type(module).__mro__:
         if ancestor in _RULES and type(module).forward is ancestor.forward and "forward" not in vars(module):
-            return _RULES[ancestor].prepare(module)
+            served = _RULES[ancestor].serves
+            if served is None or own <= served:
+                return _RULES[ancestor].prepare(module)
     return _RULES[nn.Module].prepare(module)

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
-from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic, Statistic
 from fisheropt.taps.base import of_parameter
 from fisheropt.taps.routes import Route
@@ -25,17 +24,16 @@ JOINT = ""
 class Channel:
     """What the hooks of one tap share. It holds leaves only, so it is copied and pickled with the model."""
 
-    def __init__(self, leaves: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+    def __init__(self, leaves: dict[str, Tensor], sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
         self.on = True
         self.leaves = leaves
+        self.sums = sums
         self.counts = counts
-        self.totals: dict[str, Tensor] = {}
-        self.bases: dict[str, Tensor | None] = {}
         self.samples: int | None = None
         self.called: tuple[str, ...] = ()
         self.carrier: Tensor | None = None
         self.last: Tensor | None = None
-        self.information: Tensor | None = None
+        self.information: list[Tensor] = []
         self.parallel = False
         self.seed = 0
 
@@ -56,10 +54,8 @@ class Channel:
 
     def drop_gradients(self) -> None:
         """Forget what backward has left."""
-        for leaf in (*self.leaves.values(), *self.counts.values()):
+        for leaf in (*self.leaves.values(), *self.sums.values(), *self.counts.values()):
             leaf.grad = None
-        self.totals = {}
-        self.bases = {}
 
 
 def _repeated() -> bool:
@@ -82,7 +78,7 @@ class LayerHook:
         self.statistic = statistic
         joint = isinstance(statistic, JointStatistic)
         self.directions = {n: directions[g] for n, g in route.names.items() if g in directions} if joint else None
-        self.sinks = (1 if joint else len(route.names)) + 1
+        self.sinks = (1 if joint else 2 * len(route.names)) + 1
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self.channel.observing() or not self._trainable():
@@ -91,9 +87,14 @@ class LayerHook:
         if self.directions is not None and carrier is None:
             return None
         self._check(output)
-        own = (carrier,) if carrier is not None else (self.channel.leaves[name] for name in self.names.values())
-        saved = self.rule.saved(module, args, kwargs)
-        return Sink.apply(self, output, *own, self.channel.counts[self.path], *saved)  # type: ignore[no-untyped-call]
+        own = (carrier,) if carrier is not None else self._leaves()
+        saved, context = self.rule.saved(module, args, kwargs)
+        count = self.channel.counts[self.path]
+        return Sink.apply(self, context, output, *own, count, *saved)  # type: ignore[no-untyped-call]
+
+    def _leaves(self) -> tuple[Tensor, ...]:
+        names = self.names.values()
+        return *(self.channel.leaves[name] for name in names), *(self.channel.sums[name] for name in names)
 
     def _check(self, output: Any) -> None:
         """Refuse an output whose samples cannot be told apart."""
@@ -119,16 +120,17 @@ class LayerHook:
                 )
             self.channel.called = (*self.channel.called, self.path)
 
-    def contributions(self, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The sinks' gradients: one statistic a parameter, or the joint z; then the number of samples."""
+    def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The sinks' gradients: Σφ(hₙ) and Σhₙ of each parameter, or the joint z; then the number of samples."""
         names = self._trainable()
         with torch.autocast(grad.device.type, enabled=False):
-            forms = self.rule.forms(self.module, names, saved, grad)
+            forms = self.rule.forms(self.module, names, saved, context, grad)
             forms = {n: f.to(self.statistic.accumulator(self.module.get_parameter(n))) for n, f in forms.items()}
             count = grad.new_full((), grad.shape[0], dtype=torch.float32)
             if self.directions is None:
                 of = of_parameter(self.statistic).of
-                return *(of(forms[n]) if n in forms else None for n in self.names), count
+                statistics = (of(forms[n]) if n in forms else None for n in self.names)
+                return *statistics, *(forms[n].sum() if n in forms else None for n in self.names), count
             shares = [form.project(self.directions[n]) for n, form in forms.items() if n in self.directions]
             return self._sum(shares, grad.shape[0]), count
 
@@ -146,22 +148,27 @@ class LayerHook:
 class RootEntry:
     """Takes the number of samples when the model is called, and opens the sink that all layers share."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, model: nn.Module) -> None:
         self.channel = channel
+        self.coupling = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
         if not self.channel.observing():
             return
-        batch = next((x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0), None)
-        if batch is None:
+        for norm in self.coupling:
+            if norm.training or norm.running_mean is None:
+                raise RuntimeError(_coupled(norm))
+        sizes = [x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0]
+        if not sizes:
             return
-        self.channel.samples = batch.shape[0]
+        samples = sizes[0] if len(sizes) == 1 else max(sizes, key=lambda size: (sizes.count(size), size))
+        self.channel.samples = samples
         if not torch.compiler.is_compiling():
             inside = DistributedDataParallel._active_ddp_module is not None
             self.channel.parallel = inside or isinstance(module, DistributedDataParallel)
         if JOINT in self.channel.leaves:
-            self.channel.carrier = Fold.apply(self.channel.leaves[JOINT], batch.shape[0])  # type: ignore[no-untyped-call]
+            self.channel.carrier = Fold.apply(self.channel.leaves[JOINT], samples)  # type: ignore[no-untyped-call]
 
 
 @final
@@ -184,38 +191,16 @@ class RootExit:
         leaf = self.channel.leaves[JOINT]
         cotangent = self.likelihood.cotangent(output.detach(), self.channel.seed)
         (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
-        previous = self.channel.information
-        self.channel.information = reading if previous is None else previous + reading
+        self.channel.information.append(reading)
         self.channel.seed += 1
 
 
-@final
-class TotalHook:
-    """Takes φ of a parameter's whole gradient each time backward has added to it, before anyone clips it."""
-
-    def __init__(self, channel: Channel, name: str, statistic: Statistic) -> None:
-        self.channel, self.name, self.statistic = channel, name, of_parameter(statistic)
-
-    def __call__(self, parameter: Tensor) -> None:
-        if not self.channel.on or parameter.grad is None:
-            return
-        base = self.channel.bases.get(self.name)
-        total = parameter.grad.detach() if base is None else parameter.grad.detach() - base
-        form = Dense(total.unsqueeze(0)).to(self.statistic.accumulator(parameter))
-        self.channel.totals[self.name] = self.statistic.of(form)
-
-
-@final
-class BaseHook:
-    """Keeps what a parameter's gradient held before the first backward of a reading: what zero_grad() left there."""
-
-    def __init__(self, channel: Channel, name: str, parameter: Tensor) -> None:
-        self.channel, self.name, self.parameter = channel, name, parameter
-
-    def __call__(self, grad: Tensor) -> None:
-        if self.channel.on and self.name not in self.channel.bases:
-            held = self.parameter.grad
-            self.channel.bases[self.name] = None if held is None else held.clone()
+def _coupled(norm: nn.Module) -> str:
+    return (
+        f"{type(norm).__name__} in train mode couples the samples of a batch: no per-sample gradient exists. Call .eval() "
+        f"on it, use nn.GroupNorm or nn.LayerNorm, or give the optimizer model.parameters() and run two or more "
+        f"backward() a step"
+    )
 
 
 PLACED = (LayerHook, RootEntry, RootExit)

@@ -51,6 +51,7 @@ class MicrobatchTap(Tap):
         self._sum: dict[str, Tensor] = {}
         self._backwards = 0
         self._running = False
+        self._added = False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_handles": []}  # a copied parameter has lost its hooks
@@ -85,6 +86,7 @@ class MicrobatchTap(Tap):
         """Take in the gradient that a backward has just added to `p.grad`."""
         held = self.parameters[name].grad
         assert held is not None
+        self._added = True
         self._add(name, self._measure(name, held) - self._before.get(name, 0.0))
 
     def _add(self, name: str, added: Tensor) -> None:
@@ -105,6 +107,7 @@ class MicrobatchTap(Tap):
             for name, parameter in self.parameters.items():
                 if parameter.grad is not None and self.tapped(name):
                     self._add(name, self._measure(name, parameter.grad))
+                    self._added = True
             self._running = True
         if self._running:  # also where a step is taken inside backward, once its one parameter has its gradient
             self._finish()
@@ -125,6 +128,9 @@ class MicrobatchTap(Tap):
         if not self._running:
             return
         self._running = False
+        if not self._added:  # torch.autograd.grad, which leaves p.grad alone
+            return
+        self._added = False
         self._backwards += 1
         if self._share is not None:
             self._rows.append(self._share)

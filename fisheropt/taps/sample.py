@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.likelihoods import Likelihood
+from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic, Moments, Statistic
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
-from fisheropt.taps.hooks import JOINT, PLACED, BaseHook, Channel, LayerHook, RootEntry, RootExit, TotalHook
+from fisheropt.taps.hooks import JOINT, PLACED, Channel, LayerHook, RootEntry, RootExit
 from fisheropt.taps.routes import Route, routes
 
 
@@ -46,7 +47,7 @@ class SampleTap(Tap):
             _refuse_tied(self.routes)
         self.model, self.likelihood = model, likelihood
         counts = {r.path: torch.zeros((), device=self._device(), requires_grad=True) for r in self.routes}
-        self.channel = Channel(self._leaves(), counts)
+        self.channel = Channel(self._leaves(), self._sums(), counts)
         self.attach()
 
     def attach(self) -> None:
@@ -54,27 +55,13 @@ class SampleTap(Tap):
             route.module.register_forward_hook(
                 LayerHook(self.channel, route, self.statistic, self.directions), with_kwargs=True
             )
-        self.model.register_forward_pre_hook(RootEntry(self.channel), with_kwargs=True)
+        self.model.register_forward_pre_hook(RootEntry(self.channel, self.model), with_kwargs=True)
         self.model.register_forward_hook(RootExit(self.channel, self.likelihood), with_kwargs=True)
-        self._handles: list[Any] = []
-        if self.directions:
-            return
-        for name, p in self.parameters.items():
-            if p.requires_grad:
-                self._handles.append(p.register_hook(BaseHook(self.channel, name, p)))
-                total = TotalHook(self.channel, name, self.statistic)
-                self._handles.append(p.register_post_accumulate_grad_hook(total))
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
         for module in {id(m): m for m in (self.model, *(route.module for route in self.routes))}.values():
             _unhook(module._forward_hooks, module._forward_hooks_with_kwargs, self.channel)
             _unhook(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, self.channel)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_handles": []}  # a copied parameter has lost its hooks, and handles do not travel
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters.values())).device
@@ -90,10 +77,17 @@ class SampleTap(Tap):
                 for name, p in self.parameters.items()
             }
         size = statistic.rank(self.parameters) + 1
-        dtype = torch.float32
-        for p in self.parameters.values():
-            dtype = torch.promote_types(dtype, statistic.accumulator(p))
+        dtype = statistic.dtype or torch.float64  # the mean is subtracted from sums of squares
         return {JOINT: torch.zeros(size, size, dtype=dtype, device=self._device(), requires_grad=True)}
+
+    def _sums(self) -> dict[str, Tensor]:
+        """The leaves whose gradients are Σₙ hₙ, for the centring of a statistic that cannot be had from its own sums."""
+        if self.directions:
+            return {}
+        return {
+            name: torch.zeros(p.shape, dtype=self.statistic.accumulator(p), device=p.device, requires_grad=True)
+            for name, p in self.parameters.items()
+        }
 
     def augmented(self) -> Tensor | None:
         return self.channel.leaves[JOINT].grad
@@ -114,13 +108,27 @@ class SampleTap(Tap):
         """The raw sums of every parameter, where the statistic is of each by itself."""
         counts = self.counts()
         self.check(counts, max(counts.values()))
-        return {name: self._sums(name, max(counts.values())) for name in self.parameters}
+        return {name: self._moments(name, max(counts.values())) for name in self.parameters}
 
-    def _sums(self, name: str, count: int) -> Moments:
-        second, total = self.channel.leaves[name].grad, self.channel.totals.get(name)
+    def _moments(self, name: str, count: int) -> Moments:
+        second, total = self.channel.leaves[name].grad, self.channel.sums[name].grad
         if second is None or total is None:
-            second = total = torch.zeros_like(self.channel.leaves[name], requires_grad=False)
-        return Moments(second, total, count, self.statistic.shape)
+            second = torch.zeros_like(self.channel.leaves[name], requires_grad=False)
+            total = torch.zeros_like(self.channel.sums[name], requires_grad=False)
+        squared = of_parameter(self.statistic).of(Dense(total.unsqueeze(0)))
+        return Moments(second, squared, count, self.statistic.shape)
+
+    def information(self, samples: int) -> Tensor | None:
+        """[[ΣJᵀuuᵀJ, ·], [·, c]] over the forwards that backward went through, the last ones of `samples` in all.
+
+        A forward without a backward, for validation or a batch that was thrown away, does not count.
+        """
+        total, missing = None, samples
+        for reading in reversed(self.channel.information):
+            size = round(float(reading[-1, -1]))
+            if size <= missing:
+                total, missing = (reading if total is None else total + reading), missing - size
+        return total
 
     def check(self, counts: dict[str, int], samples: int) -> None:
         """Refuse a reading that misses samples or modules."""
@@ -141,7 +149,7 @@ class SampleTap(Tap):
 
     def clear(self) -> None:
         self.channel.drop_gradients()
-        self.channel.information = None
+        self.channel.information = []
 
     def drop_gradients(self) -> None:
         self.channel.drop_gradients()

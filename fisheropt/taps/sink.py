@@ -20,7 +20,7 @@ class Layer(Protocol):
     in_place: bool
     sinks: int
 
-    def contributions(self, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+    def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients, given what the layer saved and the gradient of its output."""
         ...
 
@@ -29,8 +29,8 @@ class Sink(torch.autograd.Function):
     """The identity on `output`; tensors are first the layer's sinks, then what its rule saved."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Layer, output: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, layer: Layer, context: Any, output: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.layer, ctx.context = layer, context
         ctx.save_for_backward(*tensors[layer.sinks :])
         if layer.in_place and not torch.compiler.is_compiling():
             ctx.mark_dirty(output)  # a view would break in-place activations that follow; a copy costs memory
@@ -40,8 +40,8 @@ class Sink(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        contributions = ctx.layer.contributions(saved, grads[0])
-        return None, grads[0], *contributions, *(None for _ in saved)
+        contributions = ctx.layer.contributions(saved, ctx.context, grads[0])
+        return None, None, grads[0], *contributions, *(None for _ in saved)
 
 
 class Fold(torch.autograd.Function):
@@ -49,10 +49,12 @@ class Fold(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor, samples: int) -> Tensor:
+        ctx.dtype = leaf.dtype
         return leaf.new_zeros(samples, leaf.shape[0] - 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        z = torch.cat([grads[0], grads[0].new_ones(grads[0].shape[0], 1)], 1)
+        wide = grads[0].to(ctx.dtype)
+        z = torch.cat([wide, wide.new_ones(wide.shape[0], 1)], 1)
         return z.T @ z, None

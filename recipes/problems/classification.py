@@ -53,9 +53,7 @@ class Classification(Problem):
         """Build model, data sets and the float64 objective; `l2=None` is 1/n."""
         n, d = samples.x.shape
         self.l2 = 1.0 / n if l2 is None else l2
-        require(
-            self.l2 >= 0, f"l2={l2}", f"problem.l2={1 / n:.3g} (that is 1/n, the default), or 0 for no ridge"
-        )
+        require(self.l2 >= 0, f"l2={l2}", f"problem.l2={1 / n:.3g} (that is 1/n, the default), or 0 for no ridge")
         self.name = name
         self.classes = samples.classes
         self.intercept = intercept
@@ -127,9 +125,7 @@ class Classification(Problem):
 
     def _dataset(self, x: Array, y: Array, dtype: torch.dtype) -> TensorDataset:
         labels = torch.from_numpy(y)
-        return TensorDataset(
-            torch.from_numpy(x).to(dtype), labels.to(dtype) if self.classes == 2 else labels.long()
-        )
+        return TensorDataset(torch.from_numpy(x).to(dtype), labels.to(dtype) if self.classes == 2 else labels.long())
 
     def _exact(self, x: Array, y: Array) -> SoftmaxObjective:
         data = tally(x, y, self.classes, intercept=self.intercept)

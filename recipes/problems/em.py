@@ -67,8 +67,7 @@ def _maximise(x: Array, responsibilities: Array, loss: float, full: bool) -> Fit
     means = responsibilities.T @ x / totals[:, None]
     centred = x[:, None, :] - means
     covariances = (
-        np.einsum("nk,nki,nkj->kij", responsibilities, centred, centred, optimize=True)
-        / totals[:, None, None]
+        np.einsum("nk,nki,nkj->kij", responsibilities, centred, centred, optimize=True) / totals[:, None, None]
     )
     return Fit(loss, totals / len(x), means, _masked(covariances, full))
 

@@ -67,9 +67,7 @@ def _numeric(labels: Array) -> Array:
     except ValueError:
         return labels
     if not np.isfinite(numbers).all():
-        raise DataError(
-            f"label {np.flatnonzero(~np.isfinite(numbers))[0] + 1} of {len(labels)} is NaN or infinite."
-        )
+        raise DataError(f"label {np.flatnonzero(~np.isfinite(numbers))[0] + 1} of {len(labels)} is NaN or infinite.")
     return numbers
 
 

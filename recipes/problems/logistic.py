@@ -66,9 +66,7 @@ class Logistic(Classification):
             cache_dir: folder that keeps computed optima; None for none.
         """
         fraction = test_fraction
-        require(
-            fraction is None or 0 <= fraction < 1, f"test_fraction={fraction}", "problem.test_fraction=0.2"
-        )
+        require(fraction is None or 0 <= fraction < 1, f"test_fraction={fraction}", "problem.test_fraction=0.2")
         if data == SYNTHETIC:
             extra = round((HOLDOUT if fraction is None else fraction) * n)
             name, form = kind, SYNTHETIC

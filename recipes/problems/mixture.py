@@ -73,9 +73,7 @@ class Mixture(Problem):
             start_seed: of the initial means, which are k of the training samples.
             cache_dir: folder that keeps computed optima; None for none.
         """
-        require(
-            covariance in COVARIANCES, f"covariance={covariance!r}", "problem.covariance=diagonal or full"
-        )
+        require(covariance in COVARIANCES, f"covariance={covariance!r}", "problem.covariance=diagonal or full")
         x, test, self.name, self._origin = _samples(data, data_dir, k, n, d, separation, seed)
         require(1 <= k <= len(x), f"k={k}", f"problem.k=2, or another number from 1 to the {len(x)} samples")
         _require_spread(x, self._origin)
@@ -174,9 +172,7 @@ def _samples(
 ) -> tuple[Array, Array | None, str, str]:
     """Training samples, test samples or None, name and origin."""
     if data == SYNTHETIC:
-        require(
-            k >= 1 and n >= 1 and d >= 1, f"k={k}, n={n}, d={d}", "problem.k=2 problem.n=1000 problem.d=2"
-        )
+        require(k >= 1 and n >= 1 and d >= 1, f"k={k}, n={n}, d={d}", "problem.k=2 problem.n=1000 problem.d=2")
         x = _clusters(k, 2 * n, d, separation, np.random.default_rng(seed))
         return x[:n], x[n:], "mixture-synthetic", f"separation {separation:g}"
     try:

@@ -102,9 +102,7 @@ def read_libsvm(content: bytes, path: Path, first: int | None = None) -> Table:
     except (ValueError, OverflowError) as error:
         raise DataError(f"{path}{_malformed_libsvm(content)}\n(scikit-learn says: {error})") from error
     if sparse.nnz == 0:
-        raise DataError(
-            f"{path} has {len(y)} labels and no features: expected `label index:value ...` a line."
-        )
+        raise DataError(f"{path} has {len(y)} labels and no features: expected `label index:value ...` a line.")
     if sparse.shape[0] * sparse.shape[1] > MAX_DENSE:
         raise DataError(
             f"{path} has {sparse.shape[0]} x {sparse.shape[1]} features, and the recipes hold them dense: "
@@ -113,9 +111,7 @@ def read_libsvm(content: bytes, path: Path, first: int | None = None) -> Table:
         )
     lowest = int(sparse.indices.min())
     if first is not None and lowest < first:
-        raise DataError(
-            f"{path} counts features from 0 and its training file from {first}: renumber one of them."
-        )
+        raise DataError(f"{path} counts features from 0 and its training file from {first}: renumber one of them.")
     first = min(lowest, 1) if first is None else first
     return Table(sparse.toarray()[:, first:], y, "libsvm", first)
 
@@ -127,9 +123,7 @@ def _malformed_libsvm(content: bytes) -> str:
         if line and not _LIBSVM_LINE.fullmatch(line):
             return f", line {number}: expected `label index:value ...`, found {line[:60]!r}."
         if indices != sorted(set(indices)):
-            return (
-                f", line {number}: indices must increase, found {indices[:10]}. Sort the pairs of that line."
-            )
+            return f", line {number}: indices must increase, found {indices[:10]}. Sort the pairs of that line."
     return " could not be read as LIBSVM's `label index:value ...` lines; a CSV file needs the suffix .csv."
 
 
@@ -143,9 +137,7 @@ def read_csv(content: bytes, path: Path, label: str | None = None, labelled: boo
     width = len(numbered[0][1])
     for i, row in body:
         if len(row) != width:
-            raise DataError(
-                f"{path}, line {i}: {len(row)} columns, but the first line has {width}: {row[:6]}"
-            )
+            raise DataError(f"{path}, line {i}: {len(row)} columns, but the first line has {width}: {row[:6]}")
     if not body:
         raise DataError(f"{path} has a header and no rows.")
     column = _label_column(header, label, path, width) if labelled else width
@@ -159,24 +151,18 @@ def _header(first_rows: list[list[str]]) -> list[str] | None:
     """The first row, if one of its cells is no number where the next row's cell is one."""
     if len(first_rows) < 2:
         return None
-    is_header = any(
-        _is_number(below) and not _is_number(cell) for cell, below in zip(*first_rows, strict=False)
-    )
+    is_header = any(_is_number(below) and not _is_number(cell) for cell, below in zip(*first_rows, strict=False))
     return [cell.strip() for cell in first_rows[0]] if is_header else None
 
 
 def _label_column(header: list[str] | None, label: str | None, path: Path, width: int) -> int:
     if width < 2:
-        raise DataError(
-            f"{path} has one column: features and a label are needed, delimited by a comma, ; or a tab."
-        )
+        raise DataError(f"{path} has one column: features and a label are needed, delimited by a comma, ; or a tab.")
     if label is None:
         return width - 1
     if header is None or label not in header:
         found = "has no header line" if header is None else f"has the columns {', '.join(header)}"
-        raise DataError(
-            f"label={label!r}: {path} {found}. Name one of its columns, or label=null for the last one."
-        )
+        raise DataError(f"label={label!r}: {path} {found}. Name one of its columns, or label=null for the last one.")
     return header.index(label)
 
 
@@ -201,14 +187,10 @@ def _number(cell: str, path: Path, line: int, column: int, header: list[str] | N
 
 def read_idx(content: bytes, path: Path) -> Table:
     """MNIST's idx images, scaled to [0, 1], with the labels of the idx1 file that lies beside them."""
-    labels = path.with_name(
-        path.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1")
-    )
+    labels = path.with_name(path.name.replace("images-idx3", "labels-idx1").replace("images.idx3", "labels.idx1"))
     if labels == path or not labels.is_file():
         beside = ", ".join(sorted(p.name for p in path.parent.iterdir() if "idx1" in p.name)) or "none"
-        raise DataError(
-            f"{path}: its labels, {labels.name}, are not beside it (label files there: {beside})."
-        )
+        raise DataError(f"{path}: its labels, {labels.name}, are not beside it (label files there: {beside}).")
     images, y = _idx_array(content, path, 3), _idx_array(read_bytes(labels), labels, 1)
     if len(images) != len(y):
         raise DataError(
@@ -235,15 +217,11 @@ def read_text(content: bytes, path: Path, context: int = 1) -> Table:
     """Next-character prediction: the previous `context` characters, one-hot each, the nearest first."""
     characters = np.array(list(_decode(content, path)))
     if not 1 <= context < len(characters):
-        raise DataError(
-            f"context={context}: {path} has {len(characters)} characters; 1 <= context < that is needed."
-        )
+        raise DataError(f"context={context}: {path} has {len(characters)} characters; 1 <= context < that is needed.")
     alphabet, codes = np.unique(characters, return_inverse=True)
     rows = len(codes) - context
     if rows * context * len(alphabet) > MAX_DENSE:
-        raise DataError(
-            f"context={context} makes {rows} x {context * len(alphabet)} features: take a smaller context."
-        )
+        raise DataError(f"context={context} makes {rows} x {context * len(alphabet)} features: take a smaller context.")
     x = np.zeros((rows, context * len(alphabet)), np.float32)
     for back in range(context):
         x[np.arange(rows), back * len(alphabet) + codes[context - 1 - back : len(codes) - 1 - back]] = 1.0

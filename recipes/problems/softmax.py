@@ -88,9 +88,7 @@ class SoftmaxObjective:
         log_p = self.log_probabilities(w)
         present = self.data.counts > 0
         worst = log_p.masked_fill(~present, torch.inf).amin(1)
-        return bool(
-            (worst > log_p.masked_fill(present, -torch.inf).amax(1)).all() and (present.sum(1) == 1).all()
-        )
+        return bool((worst > log_p.masked_fill(present, -torch.inf).amax(1)).all() and (present.sum(1) == 1).all())
 
     def value(self, w: Tensor) -> float:
         """f(w)."""

@@ -54,9 +54,7 @@ def load(data: str, data_dir: str, *, label: str | None, context: int, with_test
     """
     if data in BUNDLED:
         if label is not None:
-            raise DataError(
-                f"label={label!r} names a column of a CSV file; {data} is bundled: leave label=null."
-            )
+            raise DataError(f"label={label!r} names a column of a CSV file; {data} is bundled: leave label=null.")
         x, y = BUNDLED[data](return_X_y=True)
         return Source(data, "bundled with scikit-learn", checked(Table(x, y, "bundled"), data), None)
     path = locate(data, data_dir, (*BUNDLED, SYNTHETIC))

@@ -73,7 +73,5 @@ def _separable_coins(x: Array, n: int, rng: np.random.Generator) -> Array:
 def linearly_separable(x: Array, y: Array) -> bool:
     """Whether some w has (2y - 1) x·w >= 1 on every row, by linear programming."""
     signed = (2.0 * y - 1.0)[:, None] * x
-    answer = linprog(
-        np.zeros(x.shape[1]), A_ub=-signed, b_ub=-np.ones(len(x)), bounds=(None, None), method="highs"
-    )
+    answer = linprog(np.zeros(x.shape[1]), A_ub=-signed, b_ub=-np.ones(len(x)), bounds=(None, None), method="highs")
     return bool(answer.status == 0)

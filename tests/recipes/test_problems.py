@@ -30,9 +30,7 @@ from recipes.problems.synthetic import linearly_separable
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "conf" / "problem").glob("*.yaml"))
 SHARED = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the folder shared/data beside the project is absent"
-)
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data beside the project is absent")
 
 COMPRESS = {"": bytes, ".xz": lzma.compress, ".bz2": bz2.compress, ".gz": gzip.compress}
 LIBSVM = b"+1 1:0.5 3:2\n-1 2:1e-1\n# nothing\n-1 1:-3 2:.25 3:7 # a comment\n+1 3:1\n"
@@ -405,9 +403,7 @@ def test_separable_data_are_separated_by_a_perceptron_and_have_the_infimum_0(n, 
 
 
 def test_coins_are_drawn_again_until_they_are_separable():
-    optima = [
-        Logistic("synthetic", kind="separable", n=20, d=10, l2=0.0, seed=seed).optimum for seed in range(8)
-    ]
+    optima = [Logistic("synthetic", kind="separable", n=20, d=10, l2=0.0, seed=seed).optimum for seed in range(8)]
     assert optima == [0.0] * 8
 
 
@@ -418,9 +414,7 @@ def test_a_sample_that_no_plane_can_classify_keeps_the_infimum_above_0(tmp_path)
 
 def test_coins_are_separable_as_often_as_cover_says():
     rng = np.random.default_rng(0)
-    share = np.mean(
-        [linearly_separable(rng.standard_normal((10, 5)), rng.integers(0, 2, 10)) for _ in range(300)]
-    )
+    share = np.mean([linearly_separable(rng.standard_normal((10, 5)), rng.integers(0, 2, 10)) for _ in range(300)])
     assert abs(share - 0.5) < 3.3 * 0.5 / math.sqrt(300)
 
 
@@ -506,9 +500,7 @@ def test_the_optimum_of_a_mixture_is_a_stationary_point_of_the_same_objective(bu
     problem.loss(model, (x,)).backward()
     assert max(p.grad.abs().max().item() for p in model.parameters()) < 1e-6
     assert problem.train_loss(model) == pytest.approx(problem.optimum, abs=1e-9)
-    scores = vmap(grad(lambda p, row: functional_call(model, p, (row,))), (None, 0))(
-        dict(model.named_parameters()), x
-    )
+    scores = vmap(grad(lambda p, row: functional_call(model, p, (row,))), (None, 0))(dict(model.named_parameters()), x)
     flat = torch.cat([score.flatten(1) for score in scores.values()], 1)
     expected = torch.linalg.eigvalsh(flat.T @ flat / len(x))
     torch.testing.assert_close(problem.fisher(model), expected, rtol=1e-9, atol=1e-12)
@@ -565,9 +557,7 @@ def test_a_cache_that_cannot_be_written_warns_and_an_unknown_optimum_is_not_kept
 
 
 def test_a_model_of_other_shapes_is_refused():
-    with pytest.raises(
-        ValueError, match=r"shapes \[\(1, 3\)\], and the problem evaluates \[\(1, 30\), \(1,\)\]"
-    ):
+    with pytest.raises(ValueError, match=r"shapes \[\(1, 3\)\], and the problem evaluates \[\(1, 30\), \(1,\)\]"):
         Logistic().train_loss(torch.nn.Linear(3, 1, bias=False))
 
 
@@ -609,8 +599,7 @@ def test_stored_sets_have_their_known_optimum(name, shape, optimum):
     assert problem.optimum == pytest.approx(optimum, abs=1e-11)
     assert (problem.test is None) == (name not in ("a9a", "ijcnn1"))
     assert problem.train.tensors[1].mean().item() == pytest.approx(
-        {"a9a": 7841, "mushrooms": 4208, "ijcnn1": 4853, "splice": 1648, "svmguide1": 2000}.get(name, 300)
-        / shape[0]
+        {"a9a": 7841, "mushrooms": 4208, "ijcnn1": 4853, "splice": 1648, "svmguide1": 2000}.get(name, 300) / shape[0]
     )
 
 
