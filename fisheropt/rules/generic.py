@@ -24,7 +24,6 @@ class Generic(Rule):
     """Dense hₙ = ∂⟨gₙ, module(xₙ)⟩/∂parameter, where xₙ is the n-th slice of every tensor input."""
 
     in_place: ClassVar[bool] = False
-    serves: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, twin: nn.Module | None = None) -> None:
         self.twin = twin

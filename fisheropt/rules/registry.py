@@ -17,7 +17,7 @@ class Rule(ABC):
     in_place: ClassVar[bool]
     """Whether no operation of the module saves its own output, so that a tap may take over its storage."""
 
-    serves: ClassVar[frozenset[str] | None]
+    serves: ClassVar[frozenset[str] | None] = None
     """The names of the parameters that it knows; a module that owns others gets the generic rule. None for all."""
 
     @abstractmethod

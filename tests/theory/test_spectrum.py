@@ -227,6 +227,17 @@ def test_alignments_are_inner_products_with_means():
     assert float((measured.abs() - spectrum.alignments.abs()).square().mean().sqrt()) < 0.05
 
 
+def test_alignments_of_full_matrices():
+    """The products over the gauge coordinates, A^T A [q, q], depend neither on the basis nor on the sign."""
+    means, head = orthonormal_means(400, 3), orthonormal_means(400, 3) + 0.4 * random_head(400, 3, 0)
+    spectrum = effective_spectrum(gram(head, means), T2_PROPORTIONS, 8.0, 3.0, block="full")
+    sample = sample_mixture(means, T2_PROPORTIONS, 8.0, 1200, 1)
+    vectors = torch.linalg.eigh(softmax_matrix(sample, head, sample.components, "hessian", "full"))[1].flip(1)[:, :3]
+    measured = vectors.T.reshape(3, 2, 400) @ torch.cat((head, means), 1)
+    products = [rows.mT @ rows for rows in (measured, spectrum.alignments[:3])]
+    torch.testing.assert_close(products[0], products[1], rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize(("classes", "block"), [(3, "full"), (4, "full"), (10, 0)])
 def test_two_seconds_on_one_core(classes, block):
     started = time.process_time()
