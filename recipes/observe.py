@@ -76,3 +76,9 @@ def spectrum(optimizer: Optimizer) -> dict[str, Any]:
 def full_report(optimizer: Optimizer) -> dict[str, Any] | None:
     """opt.report().as_dict(), or None for an optimizer that has no report."""
     return optimizer.report().as_dict() if isinstance(optimizer, FisherOptimizer) else None
+
+
+def smallest_information(problem: Problem) -> float | None:
+    """The smallest eigenvalue of the Fisher information on all training samples; None for large models."""
+    eigenvalues = problem.fisher(problem.model)
+    return None if eigenvalues is None else max(float(eigenvalues[0]), 0.0)

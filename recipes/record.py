@@ -34,6 +34,7 @@ KEYS = (
     "test_loss",
     "test_samples",
     "accuracy",
+    "information_min",
     "report",
     "noise",
     "overrides",

@@ -147,6 +147,8 @@ def outcome_rows(result: Mapping[str, Any]) -> list[Row]:
     if result["optimum"] is not None:
         rows.append(("optimum f*", number(result["optimum"], 8), "exact, solved for in float64"))
         rows.append(("f − f*", number(result["suboptimality"], 4), every))
+    if result.get("information_min") is not None:
+        rows.append(("smallest Fisher information", number(result["information_min"], 4), every))
     if result["test_loss"] is not None:
         rows.append(
             (

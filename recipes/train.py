@@ -101,6 +101,7 @@ def measured(parts: Parts, journal: Journal, optimum: float | None) -> dict[str,
         "test_loss": problem.test_loss(problem.model),
         "test_samples": None if problem.test is None else len(problem.test),
         "accuracy": problem.accuracy(problem.model),
+        "information_min": observe.smallest_information(problem),
         "report": observe.full_report(parts.optimizer),
         "noise": monitor.record(parts.optimizer),
     }

@@ -222,6 +222,11 @@ class FisherOptimizer(ObservingOptimizer):
         shape: Shape = "matrix" if held["covariance"].ndim else "trace"
         return Covariance(held["covariance"] / held["count"], held["count"], dof, shape)
 
+    def _unwatched(self, group: Group) -> int:
+        """How many parameters of a measured group are trained without being measured."""
+        watched = {id(p) for p in self._tap_of(group).parameters.values()}
+        return sum(p.requires_grad and id(p) not in watched for p in group["params"])
+
     def report(self) -> Report:
         """What the noise says about the fit, in numbers with their uncertainty and in words."""
         groups = [g for g in self.param_groups if g["measured"]]
@@ -229,6 +234,13 @@ class FisherOptimizer(ObservingOptimizer):
         unseen = int(max(g["unseen"] for g in self.param_groups))
         if unseen:
             advice = (f"{unseen} due measurements found gradients that did not come through the model given.", *advice)
+        unwatched = sum(self._unwatched(group) for group in groups)
+        if unwatched:
+            advice = (
+                f"{unwatched} parameters were frozen when the optimizer was built and step by their plain gradient; build it "
+                f"again to watch them.",
+                *advice,
+            )
         first = self.param_groups[0]
         return Report(
             optimizer=type(self).__name__,

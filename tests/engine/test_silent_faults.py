@@ -139,3 +139,13 @@ def test_an_input_without_samples_is_refused():
 def test_an_image_of_classes_is_not_taken_for_a_row():
     with pytest.raises(ValueError, match="Categorical.dim=1"):
         fisheropt.likelihoods.Categorical().cotangent(torch.randn(2, 3, 4, 4), 0)
+
+
+def test_parameters_unfrozen_later_are_told_of():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    optimizer = fisheropt.FisherFloorSGD(model, lr=0.1)
+    model[0].requires_grad_(True)
+    F.cross_entropy(model(torch.randn(8, 3)), torch.randint(0, 2, (8,))).backward()
+    optimizer.step()
+    assert "2 parameters were frozen" in optimizer.report().advice[0]
