@@ -189,9 +189,10 @@ class AdaptiveBatchSGD(FisherOptimizer):
                 ("Write AdaptiveBatchSGD(model, ...), or run at least two backward() a step.",),
             )
         now = first["count"] if self._sampler is None else self._sampler.batch_size
+        error = (2 / running.effective_count(first, "covariance")) ** 0.5
         words = (
             f"{first['controller']} proposes a batch of {proposal:.0f} samples at η = {number(first['lr']):g}; "
-            f"it is {now:.0f} now."
+            f"it is {now:.0f} now. The noise behind it is known within {100 * error:.0f} %, one standard error."
         )
         if self._sampler is None:
             return words, ("Give sampler=AdaptiveBatchSampler(...) to let it be set.",)

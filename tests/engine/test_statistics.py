@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fisheropt
+from fisheropt.statistics import ParameterStatistic
 from fisheropt.taps import MicrobatchTap
 from tests.cases import CASES
 from tests.oracle import covariance, flattened, per_sample_gradients
@@ -114,7 +115,7 @@ def readings(case, statistic, cuts=(), scale=1.0):
     return [tap.read(p) for p in tap.parameters.values()]
 
 
-STATISTICS = st.sampled_from([fisheropt.Trace(), fisheropt.SecondMoment(), fisheropt.FullCovariance()])
+STATISTICS = st.sampled_from([*(cls() for cls in ParameterStatistic.__subclasses__()), fisheropt.FullCovariance()])
 
 
 @given(st.sampled_from(UNSHARED), STATISTICS, st.sets(st.integers(1, 8), max_size=4))
