@@ -24,6 +24,7 @@ from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.group import Group, device_of, noise_shape, number
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
+from fisheropt.optim.report import plural
 from fisheropt.statistics import FullCovariance, JointStatistic, Trace
 from fisheropt.taps import Tap
 
@@ -189,9 +190,10 @@ class AdaptiveBatchSGD(FisherOptimizer):
                 ("Write AdaptiveBatchSGD(model, ...), or run at least two backward() a step.",),
             )
         now = first["count"] if self._sampler is None else self._sampler.batch_size
+        units = plural(self._tap_of(first).unit)
         error = (2 / running.effective_count(first, "covariance")) ** 0.5
         words = (
-            f"{first['controller']} proposes a batch of {proposal:.0f} samples at η = {number(first['lr']):g}; "
+            f"{first['controller']} proposes a batch of {proposal:.0f} {units} at η = {number(first['lr']):g}; "
             f"it is {now:.0f} now. The noise behind it is known within {100 * error:.0f} %, one standard error."
         )
         if self._sampler is None:

@@ -23,6 +23,7 @@ from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.group import Group, device_of, noise_shape
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
+from fisheropt.optim.report import plural
 from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic
 from fisheropt.taps import Tap
@@ -188,7 +189,8 @@ class FisherFloorSGD(FisherOptimizer):
         ]
 
     def _details(self, group: Group) -> dict[str, Any]:
-        values = torch.linalg.eigvalsh(group["information"]).clamp_min(0)  # below 0 is rounding
+        values = torch.linalg.eigvalsh(group["information"])
+        values = values.where(values > _NULL * values[-1], torch.zeros_like(values))  # below is rounding
         effective = torch.linalg.eigvalsh(group["information"] + group["stiffness"]).clamp_min(0)
         count = running.effective_count(group, "information")
         threshold = self._threshold(group, values)
@@ -202,6 +204,7 @@ class FisherFloorSGD(FisherOptimizer):
             "status": classify(float(values[0]), threshold).value,
             "identified": int((values > 3 * threshold).sum()),
             "below": int((values < threshold).sum()),
+            "null": int((values == 0).sum()),
             "held": int(group["held"]),
             "floor": group["level"],
             "certified": bool(group["certified"]),
@@ -211,13 +214,20 @@ class FisherFloorSGD(FisherOptimizer):
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
         details = self._details(groups[0])
         count = running.effective_count(groups[0], "information")
-        return _verdict(details, count, groups[0]["mode"]), _advice(details, count)
+        unit = plural(self._tap_of(groups[0]).unit)
+        advice = _advice(details, count, unit)
+        if not running.effective_count(groups[0], "covariance"):
+            advice = (
+                "Write FisherFloorSGD(model, ...), or run at least two backward() a step, to see the noise.",
+                *advice,
+            )
+        return _verdict(details, count, groups[0]["mode"], unit), advice
 
 
-def _verdict(details: dict[str, Any], count: float, mode: str) -> str:
+def _verdict(details: dict[str, Any], count: float, mode: str, unit: str) -> str:
     total = details["directions"]
     words = (
-        f"{details['identified']} of {total} directions are identified at {count:.0f} effective samples (information "
+        f"{details['identified']} of {total} directions are identified at {count:.0f} effective {unit} (information "
         f"above 3Λ* = {3 * details['lambda_star']:.3g}, δ = {details['delta']:g}); "
         f"{details['below']} lie below their fluctuation Λ*."
     )
@@ -233,21 +243,27 @@ def _verdict(details: dict[str, Any], count: float, mode: str) -> str:
     )
 
 
-def _advice(details: dict[str, Any], count: float) -> tuple[str, ...]:
+def _advice(details: dict[str, Any], count: float, unit: str) -> tuple[str, ...]:
     advice = []
-    if details["status"] != Status.ABOVE.value:
-        smallest, largest = details["eigenvalues"][0], details["eigenvalues"][-1]
+    null, total = details["null"], details["directions"]
+    if null:
         advice.append(
-            f"Weak directions have {smallest:.2g} ± {details['eigenvalues_se'][0]:.1g} of information where strong ones have "
-            f"{largest:.2g}: parameters along them are set by the start and the anchor, not by the data."
+            f"{null} of {total} directions carry no information at all, as a shift of all logits or a dead unit does: no "
+            f"data will settle them, and the anchor costs nothing there."
+        )
+    if details["status"] != Status.ABOVE.value and null < total:
+        smallest, largest = details["eigenvalues"][null], details["eigenvalues"][-1]
+        advice.append(
+            f"Weak directions have {smallest:.2g} ± {details['eigenvalues_se'][null]:.1g} of information where strong ones "
+            f"have {largest:.2g}: parameters along them are set by the start and the anchor, not by the data."
         )
     if count < details["required_samples"]:
         more = details["required_samples"] - count
         advice.append(
-            f"About {more:,.0f} more samples would settle the information within one half in every direction; raise the "
+            f"About {more:,.0f} more {unit} would settle the information within one half in every direction; raise the "
             f"batch size, or write smoothing=.99"
         )
-    if details["held"]:
+    if details["held"] > null:
         advice.append(
             "Collect data along the held directions, drop redundant features, or accept the anchor as a prior."
         )

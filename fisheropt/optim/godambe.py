@@ -42,8 +42,8 @@ class GodambeSGD(FisherOptimizer):
 
     Args:
         params_or_model: the model, for per-sample noise; or parameters, each backward then being one observation.
-        lr: η, in (0, 1] for a Newton-like step; a float or a tensor of one element.
-        momentum: of the step, as in torch.optim.SGD.
+        lr: η, in (0, 1] as for a Newton step, so that SGD's does not carry over; a float or a tensor of one element.
+        momentum: of the step, as in torch.optim.SGD; it multiplies the step by 1/(1 - momentum) here too.
         dampening: of the momentum.
         weight_decay: λ of (λ/2)‖θ‖², added to the gradient before the metric, and to M.
         nesterov: Nesterov momentum.
@@ -152,7 +152,8 @@ class GodambeSGD(FisherOptimizer):
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         watched = list(self._tap_of(group).parameters.values())
-        return metrics.apply(group["metric_inverse"], group["lr"], _gain(group), watched, parameters, grads)
+        lr = group["lr"] / (1 - group["momentum"])  # what momentum makes of a step in the long run
+        return metrics.apply(group["metric_inverse"], lr, _gain(group), watched, parameters, grads)
 
     def _details(self, group: Group) -> dict[str, Any]:
         details: dict[str, Any] = {"metric": group["metric"], "damping": group["metric_damping"]}

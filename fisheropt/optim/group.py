@@ -32,7 +32,7 @@ def check(group: Group) -> None:
         raise ValueError(f"lr must be a number or a tensor of one element, found one of shape {tuple(lr.shape)}")
     for key in ("lr", "momentum", "weight_decay"):
         if number(group[key]) < 0:
-            raise ValueError(f"{key}={group[key]} is negative; write {key}=0 to switch it off")
+            raise ValueError(f"{key}={group[key]} is negative; write a number >= 0")
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         raise ValueError("nesterov=True needs momentum > 0 and dampening=0")
     if group["foreach"] and group["differentiable"]:

@@ -10,6 +10,11 @@ from fisheropt.optim import running
 from fisheropt.optim.group import Group, number
 
 
+def plural(unit: str) -> str:
+    """More than one sample or microbatch."""
+    return "microbatches" if unit == "microbatch" else f"{unit}s"
+
+
 @final
 @dataclass(frozen=True)
 class GroupReport:
@@ -49,10 +54,10 @@ class GroupReport:
     def __str__(self) -> str:
         return (
             f"  noise tr G       {self.noise_trace:.4g} ± {self.noise_trace_se:.2g} "
-            f"({self.dof:.0f} degrees of freedom, from {self.unit}es)\n"
+            f"({self.dof:.0f} degrees of freedom, from {plural(self.unit)})\n"
             f"  signal |∇L|²     {self.signal:.4g} ± {self.signal_se:.2g}\n"
-            f"  temperature η/b  {self.temperature:.4g} (batch size {self.batch_size:g})"
-        ).replace("samplees", "samples")
+            f"  temperature η/b  {self.temperature:.4g} (batch size {self.batch_size:g}, counted in {plural(self.unit)})"
+        )
 
 
 @final
