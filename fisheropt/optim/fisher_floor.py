@@ -190,14 +190,15 @@ class FisherFloorSGD(FisherOptimizer):
 
     def _details(self, group: Group) -> dict[str, Any]:
         values = torch.linalg.eigvalsh(group["information"])
-        values = values.where(values > _NULL * values[-1], torch.zeros_like(values))  # below is rounding
+        resolution = _NULL * values[-1]  # below is rounding
+        values = values.where(values > resolution, torch.zeros_like(values))
         effective = torch.linalg.eigvalsh(group["information"] + group["stiffness"]).clamp_min(0)
         count = running.effective_count(group, "information")
         threshold = self._threshold(group, values)
         return {
             "directions": len(values),
             "eigenvalues": values.tolist(),
-            "eigenvalues_se": (values.abs() * (2 / count) ** 0.5).tolist(),
+            "eigenvalues_se": (values * (2 / count) ** 0.5).clamp_min(float(resolution)).tolist(),
             "effective_eigenvalues": effective.tolist(),
             "lambda_star": threshold,
             "delta": group["delta"],
