@@ -21,11 +21,11 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import metric as metrics
 from fisheropt.optim import running
 from fisheropt.optim.base import FisherOptimizer
-from fisheropt.optim.group import Group, device_of, noise_shape, number
+from fisheropt.optim.group import Group, number
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.report import plural
-from fisheropt.statistics import FullCovariance, JointStatistic, Trace
+from fisheropt.statistics import JointStatistic, Trace
 from fisheropt.taps import Tap
 
 _METRICS = (None, "curvature", "fisher")
@@ -118,22 +118,14 @@ class AdaptiveBatchSGD(FisherOptimizer):
             return None
         if group["metric"] is None:
             return Trace()
-        size = sum(p.numel() for p in parameters.values())
-        if size > metrics.LARGEST:
-            raise ValueError(
-                f"AdaptiveBatchSGD(metric={group['metric']!r}) keeps one matrix over the {size:,} parameters of a group, up "
-                f"to {metrics.LARGEST:,}; write metric=None"
-            )
-        return FullCovariance()
+        return metrics.statistic(parameters, f"AdaptiveBatchSGD(metric={group['metric']!r})")
 
     def _fresh(self, tap: Tap | None) -> Group:
         state = {} if self._controller is None else self._controller.initial_state()
-        metric = metrics.fresh(torch.Size(()), None) if tap is None else metrics.fresh(noise_shape(tap), device_of(tap))
-        return metric | {"controller_state": state, "proposed_batch_size": 0.0, "share": 1.0}
+        return metrics.fresh(tap) | {"controller_state": state, "proposed_batch_size": 0.0, "share": 1.0}
 
     def _decay(self, group: Group, count: int) -> float:
-        """Weights that grow linearly with time, as in GodambeSGD."""
-        return 1.0 - 1.0 / float(group["measured"]) if group["measured"] > 1 else 0.0
+        return running.growing(group["measured"])
 
     def _learn(self, group: Group, reading: Reading) -> None:
         if reading.information is not None:

@@ -84,6 +84,10 @@ class FisherOptimizer(ObservingOptimizer):
     def _guarded(self, scale: LossScale, finite: dict[torch.device, Tensor]) -> None:
         """Update every group; where the answer is on a device, undo there what a non-finite gradient did."""
         flags = {device: flag for device, flag in finite.items() if device.type != "cpu"}
+        if not flags:
+            for group in self.param_groups:
+                self._update(group, scale)
+            return
         changed = [
             p for group in self.param_groups for p in group["params"] if p.grad is not None and p.device in flags
         ]

@@ -136,17 +136,14 @@ class FisherFloorSGD(FisherOptimizer):
             group["anchor"], group["anchored"] = self._coordinates(group), 1.0
         current = reading.second if reading.information is None else reading.information
         running.add(group, "information", current, reading.count, self._decay(group, reading.count))
-        values, vectors = torch.linalg.eigh(group["information"])
-        self._set_level(group, values)
+        self._set_level(group, torch.linalg.eigvalsh(group["information"]))
         if group["mode"] == "monitor" or not group["level"]:
             return
-        if reading.count >= _CURRENT * len(values):
-            now, axes = torch.linalg.eigh(current)
-            if now[0] < values[0]:  # the running mean lags behind information that is being lost
-                values, vectors = now, axes
-        missing = (group["level"] - values).clamp_min(0)
-        group["stiffness"] = (vectors * missing) @ vectors.T
-        group["held"] = float((missing > 0).sum())
+        stiffness = _missing(group["information"], group["level"])
+        if reading.count >= _CURRENT * len(current):  # the running mean lags behind information that is being lost
+            stiffness = stiffness + _missing(current + stiffness, group["level"])
+        group["stiffness"] = stiffness
+        group["held"] = float((torch.linalg.eigvalsh(stiffness) > _NULL * group["level"]).sum())
         effective = group["information"] + group["stiffness"]
         group["certified"] = float(certify_floor_cholesky(effective, group["level"] * (1 - 1e-6)).certified)
 
@@ -171,9 +168,7 @@ class FisherFloorSGD(FisherOptimizer):
     def _along(self, group: Group) -> dict[int, tuple[Tensor, Directions]]:
         """The watched parameters with their part of the directions, by identity."""
         tap = self._tap_of(group)
-        assert isinstance(tap.statistic, JointStatistic)
-        along = tap.statistic.directions(tap.parameters)
-        return {id(tap.parameters[name]): (tap.parameters[name], d) for name, d in along.items()}
+        return {id(tap.parameters[name]): (tap.parameters[name], d) for name, d in tap.directions.items()}
 
     def _coordinates(self, group: Group) -> Tensor:
         """Vᵀθ, [k]."""
@@ -223,6 +218,12 @@ class FisherFloorSGD(FisherOptimizer):
                 *advice,
             )
         return _verdict(details, count, groups[0]["mode"], unit), advice
+
+
+def _missing(information: Tensor, level: float) -> Tensor:
+    """Σᵢ max(0, τ - λᵢ) wᵢwᵢᵀ, the least that lifts every direction to τ."""
+    values, vectors = torch.linalg.eigh(information)
+    return (vectors * (level - values).clamp_min(0)) @ vectors.T
 
 
 def _verdict(details: dict[str, Any], count: float, mode: str, unit: str) -> str:

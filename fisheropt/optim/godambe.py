@@ -20,7 +20,7 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import metric as metrics
 from fisheropt.optim import running
 from fisheropt.optim.base import FisherOptimizer
-from fisheropt.optim.group import Group, device_of, noise_shape
+from fisheropt.optim.group import Group
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.statistics import FullCovariance
@@ -115,23 +115,15 @@ class GodambeSGD(FisherOptimizer):
         super().__init__(params_or_model, defaults, likelihood if metric == "curvature" else None)
 
     def _statistic(self, group: Group, parameters: dict[str, Tensor]) -> FullCovariance | None:
-        size = sum(p.numel() for p in parameters.values())
-        if group["metric"] is None or size == 0:
+        if group["metric"] is None:
             return None
-        if size > metrics.LARGEST:
-            raise ValueError(
-                f"GodambeSGD(structure={group['structure']!r}) keeps one matrix over the {size:,} parameters of a group, "
-                f"up to {metrics.LARGEST:,}; freeze all but the head, or put the large layers into a group with metric=None"
-            )
-        return FullCovariance()
+        return metrics.statistic(parameters, f"GodambeSGD(structure={group['structure']!r})")
 
     def _fresh(self, tap: Tap | None) -> Group:
-        shape, device = (torch.Size(()), None) if tap is None else (noise_shape(tap), device_of(tap))
-        return metrics.fresh(shape, device) | {"gain_from": 0.0}
+        return metrics.fresh(tap) | {"gain_from": 0.0}
 
     def _decay(self, group: Group, count: int) -> float:
-        """Weights that grow linearly with time, so that early parameters are forgotten and the mean still settles."""
-        return 1.0 - 1.0 / float(group["measured"]) if group["measured"] > 1 else 0.0
+        return running.growing(group["measured"])
 
     def _learn(self, group: Group, reading: Reading) -> None:
         key = self._key(group)

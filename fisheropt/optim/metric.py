@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from fisheropt.optim import running
+from fisheropt.optim.group import device_of, noise_shape
+from fisheropt.statistics import FullCovariance
+from fisheropt.taps import Tap
 
 Damping = float | Literal["auto"]
 LARGEST = 4096
@@ -26,9 +29,31 @@ def check(damping: Damping) -> None:
         raise ValueError(f"damping={damping!r} must be 'auto' or a number >= 0, added to the metric's eigenvalues")
 
 
-def fresh(shape: torch.Size, device: torch.device | None) -> dict[str, Any]:
+def statistic(parameters: dict[str, Tensor], call: str) -> FullCovariance:
+    """The covariance over all parameters of a group.
+
+    Args:
+        parameters: the group's trainable ones.
+        call: as the user wrote it, for the error.
+
+    Raises:
+        ValueError: for more parameters than one matrix serves.
+    """
+    size = sum(p.numel() for p in parameters.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"{call} keeps one matrix over the {size:,} parameters of a group, up to {LARGEST:,}; freeze all but the head, "
+            f"or put the large layers into a group with metric=None"
+        )
+    return FullCovariance()
+
+
+def fresh(tap: Tap | None) -> dict[str, Any]:
     """The state of a metric before any reading: P under "metric_inverse", ρ under "metric_damping"."""
-    zero = torch.zeros(shape if len(shape) == 2 else (0, 0), dtype=torch.float64, device=device)
+    shape, device = torch.Size((0, 0)), None
+    if tap is not None and isinstance(tap.statistic, FullCovariance):
+        shape, device = noise_shape(tap), device_of(tap)
+    zero = torch.zeros(shape, dtype=torch.float64, device=device)
     return {"metric_inverse": zero, "metric_damping": 0.0, "metric_ready": 0.0}
 
 
@@ -69,8 +94,7 @@ def apply(
 ) -> list[Tensor]:
     """γP∇ for the gain γ, shortened where a step by η would be longer than 1 in the metric: η²γ²∇ᵀP∇ ≤ 1.
 
-    The length of a step in the Fisher metric is, to second order, √(2 KL) between the models before and after it, so that
-    no step forgets more than about one sample's worth of what the model says.
+    The length of a step in the Fisher metric is, to second order, √(2 KL) between the models before and after it.
 
     Args:
         inverse: P, over the watched parameters laid end to end.
@@ -81,7 +105,9 @@ def apply(
         grads: their gradients.
     """
     given = {id(p): g for p, g in zip(parameters, grads, strict=True)}
-    flat = torch.cat([given.get(id(p), torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched])
+    flat = torch.cat(
+        [(given[id(p)] if id(p) in given else torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched]
+    )
     step = gain * (inverse @ flat)
     length = (gain * (step @ flat)).clamp_min(0).sqrt() * lr
     parts = (step / length.clamp_min(1)).split([p.numel() for p in watched])

@@ -36,6 +36,11 @@ def add(group: dict[str, Any], key: str, value: Tensor, weight: float, decay: fl
     group[f"{key}_weight_squared"] = decay**2 * group[f"{key}_weight_squared"] + weight
 
 
+def growing(readings: float) -> float:
+    """The decay at this reading by which weights grow linearly: early parameters are forgotten, the mean still settles."""
+    return 1.0 - 1.0 / readings
+
+
 def effective_count(group: dict[str, Any], key: str) -> float:
     """(Σw)²/Σw²: how many equally weighted samples the running mean is worth, B(1+b)/(1-b) in a steady run."""
     squared: float = group[f"{key}_weight_squared"]

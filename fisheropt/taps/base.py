@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fisheropt.directions import Directions
 from fisheropt.statistics import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
 
 Unit = Literal["sample", "microbatch"]
@@ -23,6 +24,8 @@ class Tap(ABC):
     unit: Unit
     statistic: Statistic
     parameters: dict[str, Tensor]
+    directions: dict[str, Directions]
+    """The part of a joint statistic's directions in each parameter; empty for a statistic of each by itself."""
 
     @abstractmethod
     def sums(self, name: str | None) -> Moments:

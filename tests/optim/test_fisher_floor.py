@@ -195,3 +195,19 @@ def test_every_number_of_the_report_has_its_uncertainty():
     assert group["dof"] > 0 and group["count"] > 0
     text = str(optimizer.report())
     assert "±" in text and "degrees of freedom" in text and "effective samples" in text
+
+
+def test_the_floor_holds_for_the_running_and_for_the_present_information():
+    """Features take turns in being weak, so that the running mean and the present batch lack information apart."""
+    model = nn.Linear(2, 1, bias=False).double()
+    optimizer = fisheropt.FisherFloorSGD(model, lr=1e-9, likelihood="gaussian", floor=0.5, every=1, smoothing=0.9)
+    for weak in (0, 0, 0, 0, 1):
+        x = torch.randn(64, 2, dtype=torch.float64)
+        x[:, weak] *= 0.1
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    group = optimizer.param_groups[0]
+    assert group["certified"]
+    for information in (group["information"], x.T @ x / 64):
+        assert torch.linalg.eigvalsh(information + group["stiffness"])[0] >= 0.5 * (1 - 1e-9)
