@@ -81,6 +81,22 @@ def _inline(document: str) -> str:
     return re.sub(r'\s(width|height|version)="[^"]*"', "", head) + ">" + rest
 
 
+def standalone(element: str, width: float, height: float) -> str:
+    """The element as a file of its own, on white, so that it reads on dark pages too."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{96 * width:.0f}" height="{96 * height:.0f}" style="background:#fff"'
+    )
+    return element.replace("<svg", head, 1)
+
+
+def embedded(document: str) -> str:
+    """What `standalone` made a file of, as an element for a page again."""
+    return re.sub(
+        r'<svg xmlns="[^"]*" xmlns:xlink="[^"]*" width="\d+" height="\d+" style="[^"]*"', "<svg", document, count=1
+    )
+
+
 def end(points: tuple[list[float], list[Any]], name: str, colour: str) -> list[tuple[float, str, str]]:
     """Where a line ends, for `beside`; nothing for an empty line."""
     return [(points[1][-1], name, colour)] if points[1] else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -76,6 +78,34 @@ class Bar(Tracker):
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[float, str], None]]:
+    """For work that is no training: takes the share done and a few words, and shows them where output goes."""
+    if not sys.stdout.isatty():
+        yield _Tenths()
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=30), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda done, words: bar.update(task, completed=done, description=words)
+
+
+@final
+class _Tenths:
+    """A line for each tenth of the work."""
+
+    def __init__(self) -> None:
+        self._shown = -1
+
+    def __call__(self, done: float, words: str) -> None:
+        tenth = int(LINES * done)
+        if tenth > self._shown:
+            self._shown = tenth
+            log.info("%3.0f %%  %s", 100 * done, words)
 
 
 def glance(line: Line) -> str:

@@ -20,6 +20,7 @@ KEYS = (
     "error",
     "optimizer",
     "problem",
+    "experiment",
     "data",
     "seed",
     "epochs",
@@ -37,6 +38,9 @@ KEYS = (
     "information_min",
     "report",
     "noise",
+    "held",
+    "missed",
+    "findings",
     "overrides",
     "versions",
 )

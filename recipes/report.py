@@ -16,6 +16,8 @@ from recipes import figures
 from recipes.pages import duration, number, percent, render, with_error
 from recipes.record import read_metrics, read_result
 from recipes.schema import SETTINGS
+from recipes.studies import conduct
+from recipes.studies import page as study_page
 
 PAGE = "report.html"
 
@@ -35,6 +37,8 @@ def write(folder: Path) -> Path:
         raise FileNotFoundError(
             f"{folder} has no result.json, so it is no directory of a run; give the path a run printed."
         )
+    if result["findings"] is not None:
+        return study_page.write(folder, folder / PAGE, result)
     lines = read_metrics(folder)
     group = first_group(result)
     values = {
@@ -56,6 +60,8 @@ def write(folder: Path) -> Path:
 
 def sentence(result: Mapping[str, Any]) -> str:
     """The outcome in a line."""
+    if result["findings"] is not None:
+        return conduct.sentence(result)
     if result["train_loss"] is None:
         return result["error"] or "nothing was measured"
     parts = [f"training loss {number(result['train_loss'], 6)}"]

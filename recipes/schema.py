@@ -38,6 +38,7 @@ class TrainConfig:
         report: whether the run ends with report.html.
         resume: directory of a run to go on with, by its own configuration.
         tags: words to find the run by.
+        study: an experiment that trains nothing of the above, or many things; set by files of conf/experiment.
     """
 
     problem: Any = MISSING
@@ -57,6 +58,7 @@ class TrainConfig:
     report: bool = True
     resume: str | None = None
     tags: list[str] = field(default_factory=list)
+    study: Any = None
 
 
 class ConfigError(ValueError):

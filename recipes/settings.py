@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipes.files import write_whole
 from recipes.schema import SETTINGS, ConfigError, is_run
 
-NAMED = ("optimizer", "problem", "schedule", "tracker")
+NAMED = ("optimizer", "problem", "schedule", "tracker", "experiment")
 
 
 def start(

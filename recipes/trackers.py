@@ -74,14 +74,14 @@ class WandB(Tracker):
         """Start a W&B run of its own, also where an earlier job of the process left one open."""
         wandb = _import_wandb(folder)
         values = OmegaConf.to_container(settings, resolve=True)
-        names = settings.run.names
+        names = [settings.run.names.experiment] if settings.get("study") else _trained(settings)
         common: dict[str, Any] = {
             "project": self._project,
             "dir": folder,
             "config": values,
             "group": self._group or settings.run.sweep,
-            "name": f"{names.optimizer}-{names.problem}-{settings.seed}",
-            "tags": [names.optimizer, names.problem, *settings.tags],
+            "name": "-".join([*names, str(settings.seed)]),
+            "tags": [*names, *settings.tags],
             "reinit": "finish_previous",
             "settings": wandb.Settings(silent=True, console="off", init_timeout=PATIENCE),
         }
@@ -148,6 +148,10 @@ class TensorBoard(Tracker):
         """Flush and close."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _trained(settings: DictConfig) -> list[str]:
+    return [settings.run.names.optimizer, settings.run.names.problem]
 
 
 def scalars(line: Line) -> dict[str, float]:

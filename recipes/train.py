@@ -25,6 +25,7 @@ from recipes.assemble import Parts, assemble
 from recipes.journal import Journal
 from recipes.progress import progress
 from recipes.record import claim, read_result, write_result
+from recipes.studies.conduct import conduct
 from recipes.trackers import Tracker
 
 log = logging.getLogger("recipes.train")
@@ -55,8 +56,9 @@ def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     result = known | {"status": "failed"}
     trackers: list[Tracker] = []
     try:
-        trackers += [instantiate(cfg.tracker), progress()]
-        result = known | {"status": "finished"} | outcome(cfg, folder, trackers)
+        trackers.append(instantiate(cfg.tracker))
+        found = studied(cfg, folder, trackers) if cfg.get("study") else outcome(cfg, folder, trackers)
+        result = known | {"status": "finished"} | found
     except KeyboardInterrupt:
         result["error"] = f"interrupted; resume={folder} goes on from the last checkpoint"
         raise
@@ -68,11 +70,19 @@ def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def outcome(cfg: DictConfig, folder: Path, trackers: Sequence[Tracker]) -> dict[str, Any]:
+def studied(cfg: DictConfig, folder: Path, trackers: Sequence[Tracker]) -> dict[str, Any]:
+    """Conduct a study; trackers see its result when they close."""
+    for tracker in trackers:
+        tracker.open(folder, cfg)
+    return conduct(cfg, folder)
+
+
+def outcome(cfg: DictConfig, folder: Path, trackers: list[Tracker]) -> dict[str, Any]:
     """Train, and say how it came out."""
     parts = assemble(cfg)
     optimum = parts.problem.optimum
     log.info("%s", parts.problem.describe())
+    trackers.append(progress())
     journal = Journal(parts, cfg, folder, optimum, trackers)
     try:
         for tracker in trackers:
@@ -121,8 +131,9 @@ def conclude(cfg: DictConfig, folder: Path, result: dict[str, Any], trackers: Se
 def about(cfg: DictConfig) -> dict[str, Any]:
     """What is known of the result before training."""
     return {
-        "optimizer": cfg.run.names.optimizer,
-        "problem": cfg.run.names.problem,
+        "optimizer": None if cfg.get("study") else cfg.run.names.optimizer,
+        "problem": None if cfg.get("study") else cfg.run.names.problem,
+        "experiment": cfg.run.names.get("experiment"),
         "seed": cfg.seed,
         "epochs": cfg.epochs,
         "overrides": list(cfg.run.overrides),

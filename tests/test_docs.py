@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 MACHINERY = {
     "arguments",
     "dyson",
+    "linear_recursion",
     "mixture_nodes",
     "moments",
     "outliers",

@@ -140,7 +140,7 @@ def test_the_help_names_every_key() -> None:
 
 def test_the_commands_of_the_help_compose() -> None:
     commands = re.findall(r"python recipes/train\.py(.*)", help_template())
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         words = [word for word in shlex.split(command.replace("<time>", "time")) if word != "-m"]
         configure(*(word.split(",")[0] for word in words))
