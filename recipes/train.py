@@ -169,9 +169,9 @@ def resumed(cfg: DictConfig, folder: Path) -> float | None:
 
 
 def loss_of(result: dict[str, Any]) -> float | None:
-    """What a sweeper minimises."""
-    loss: float | None = result["train_loss"]
-    return loss
+    """What a sweeper minimises: the training loss, or how many numbers of a study are not as expected."""
+    value: float | None = result["missed"] if result.get("findings") else result["train_loss"]
+    return value
 
 
 if __name__ == "__main__":
