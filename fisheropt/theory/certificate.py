@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fisheropt.theory.arguments import checked_positive, checked_probability, checked_symmetric
+from fisheropt.theory.lanczos import lanczos, probe_generator, ritz
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -112,28 +113,6 @@ def lanczos_resolution(dim: int, delta: float, steps: int) -> float:
     return (math.log(1.648 * math.sqrt(dim) / delta) / (2 * steps - 1)) ** 2
 
 
-def _ritz_values(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, scale: float) -> Tensor:
-    """Ritz values, ascending, of a symmetric product; two passes keep the basis [steps, d] orthogonal."""
-    basis = start.new_zeros(steps, len(start))
-    diagonal, off = start.new_zeros(steps), start.new_zeros(steps)
-    vector = start / start.norm()
-    for step in range(steps):
-        basis[step] = vector
-        image: Tensor = product(vector)
-        diagonal[step] = vector @ image
-        done = basis[: step + 1]
-        for _ in range(2):
-            image = image - done.T @ (done @ image)
-        off[step] = image.norm()
-        if float(off[step]) <= len(start) * _EPS * scale:
-            break
-        vector = image / off[step]
-    size = step + 1
-    upper = torch.diag(off[: size - 1], 1)
-    ritz: Tensor = torch.linalg.eigvalsh(torch.diag(diagonal[:size]) + upper + upper.T)
-    return ritz
-
-
 def lanczos_lower_bound(
     matvec: Callable[[Tensor], Tensor],
     dim: int,
@@ -154,7 +133,7 @@ def lanczos_lower_bound(
         lambda_max: An upper bound on the largest eigenvalue, for instance the trace.
         delta: Probability that the bound is wrong.
         steps: Products made; the basis kept is steps x d.
-        generator: Of the random start; one of seed 0 when omitted.
+        generator: Of the random start, which must not be that of the matrix; `probe_generator(0)` when omitted.
 
     Reference: kuczynski1992estimating
     """
@@ -168,15 +147,16 @@ def lanczos_lower_bound(
             f"(eps = {eps:.3g} must be below 1); write steps={max(needed, 50)}, "
             "or use certify_floor_cholesky if dim is small"
         )
-    source = torch.Generator().manual_seed(0) if generator is None else generator
+    source = probe_generator(0) if generator is None else generator
     start = torch.randn(dim, dtype=torch.float64, generator=source, device=source.device)
-    values = _ritz_values(lambda vector: top * vector - matvec(vector), start, steps, top)
-    if float(values[0]) < -1e-8 * top:
+    found = lanczos(lambda vector: top * vector - matvec(vector), dim, steps, start=start, scale=top, keep=False)
+    values = ritz(found).values
+    if float(values[-1]) < -1e-8 * top:
         raise ValueError(
             f"lanczos_lower_bound: `lambda_max` = {top:.6g} is no upper bound, an eigenvalue of at least "
-            f"{top - float(values[0]):.6g} was met; pass a larger one, for instance the trace"
+            f"{top - float(values[-1]):.6g} was met; pass a larger one, for instance the trace"
         )
-    bound = top - max(float(values[-1]), 0.0) / (1 - eps)
+    bound = top - max(float(values[0]), 0.0) / (1 - eps)
     return LanczosBound(bound, 1 - delta, eps * top, steps)
 
 

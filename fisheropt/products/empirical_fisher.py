@@ -1,0 +1,60 @@
+"""Products with the second moment of the per-sample gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.func import jvp, vjp
+
+from fisheropt.products.base import Product
+from fisheropt.products.batches import Batch
+from fisheropt.products.forward import Values
+from fisheropt.products.losses import Loss, sample_losses
+
+
+@final
+class EmpiricalFisher(Product):
+    """F̂ = (1/n) Σ sₙsₙᵀ of the gradients sₙ of each sample's own loss, not centred.
+
+    No Fisher information away from a well-specified optimum, whatever its name: `ModelFisher` is.
+
+    Args:
+        model: in eval mode where it has BatchNorm or dropout.
+        loss: loss(output, target), the mean over a batch; a sample's own is that of the batch it makes alone.
+        data: batches (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of keywords.
+        parameters: names or tensors; None takes all that require gradients.
+
+    Reference: kunstner2019limitations
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Iterable[Any],
+        parameters: Sequence[str | Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, data, parameters)
+        self._loss = loss
+
+    def _apply(self, values: Values, batch: Batch, columns: Values) -> Values:
+        pull = vjp(lambda at: self._losses(at, batch), values)[1]
+
+        def product(column: Values) -> Values:
+            scores = jvp(lambda at: self._losses(at, batch), (values,), (column,))[1]
+            return pull(scores / batch.samples)[0]
+
+        return self._columns(product, columns)
+
+    def _form(self, values: Values, batch: Batch, columns: Values) -> Values:
+        def score(column: Values) -> Tensor:
+            return jvp(lambda at: self._losses(at, batch), (values,), (column,))[1]
+
+        scores = self._columns(score, columns).to(self.dtype)
+        return {"form": scores @ scores.T / batch.samples}
+
+    def _losses(self, values: Values, batch: Batch) -> Tensor:
+        output = self._forward(values, batch.inputs)
+        return sample_losses(self._loss, output, batch.targets, batch.samples, self.call)

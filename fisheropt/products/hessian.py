@@ -1,0 +1,49 @@
+"""Products with the Hessian of the mean loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.func import grad, jvp
+
+from fisheropt.products.base import Product
+from fisheropt.products.batches import Batch
+from fisheropt.products.forward import Values
+from fisheropt.products.losses import Loss, check_mean, mean_loss
+
+
+@final
+class Hessian(Product):
+    """H = ∂²L/∂θ∂θᵀ of L, the mean loss over the samples of data: forward over reverse mode.
+
+    Args:
+        model: in eval mode where it has BatchNorm or dropout.
+        loss: loss(output, target), the mean over a batch, as in `F.cross_entropy`.
+        data: batches (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of keywords.
+        parameters: names or tensors; None takes all that require gradients.
+
+    Reference: pearlmutter1994fast
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Iterable[Any],
+        parameters: Sequence[str | Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, data, parameters)
+        self._loss = loss
+        self._checked = False
+
+    def _apply(self, values: Values, batch: Batch, columns: Values) -> Values:
+        if not self._checked:
+            check_mean(self._loss, self._forward(values, batch.inputs), batch.targets, self.call)
+            self._checked = True
+
+        def mean(at: Values) -> Tensor:
+            return mean_loss(self._loss, self._forward(at, batch.inputs), batch.targets, self.call)
+
+        return self._columns(lambda column: jvp(grad(mean), (values,), (column,))[1], columns)
