@@ -46,6 +46,10 @@ class PerSample(ABC):
         """⟨hₙ, v_k⟩, shape [n, k]."""
 
     @abstractmethod
+    def combine(self, weights: Tensor) -> Tensor:
+        """Σₙ wₙₖ hₙ for weights [n, k]: [k, *parameter], one weight gradient a column."""
+
+    @abstractmethod
     def materialise(self) -> Tensor:
         """All hₙ, shape [n, *parameter]: for tests, and where nothing cheaper exists."""
 
@@ -93,6 +97,21 @@ class Outer(PerSample):
     def project(self, directions: Directions) -> Tensor:
         return directions.of_outer(self.g, self.a)
 
+    def combine(self, weights: Tensor) -> Tensor:
+        samples, positions, outputs = self.g.shape
+        narrow = min(outputs, self.a.shape[2])
+        tile = max(1, _TILE // max(1, samples * positions * narrow))
+        return torch.cat([self._combine(columns) for columns in weights.to(self.g.dtype).split(tile, 1)])
+
+    def _combine(self, weights: Tensor) -> Tensor:
+        """One product of matrices, in which the narrower of g and a is repeated for every column."""
+        g, a, repeated = self.g.flatten(0, 1), self.a.flatten(0, 1), weights.repeat_interleave(self.g.shape[1], 0)
+        if g.shape[1] <= a.shape[1]:
+            weighted = repeated[:, :, None] * g[:, None]
+            return (weighted.flatten(1).T @ a).unflatten(0, weighted.shape[1:])
+        weighted = repeated[:, :, None] * a[:, None]
+        return (weighted.flatten(1).T @ g).unflatten(0, weighted.shape[1:]).mT
+
     def materialise(self) -> Tensor:
         return self.g.mT @ self.a
 
@@ -127,5 +146,18 @@ class Dense(PerSample):
     def project(self, directions: Directions) -> Tensor:
         return directions.of_dense(self.h)
 
+    def combine(self, weights: Tensor) -> Tensor:
+        return torch.tensordot(weights.to(self.h.dtype), self.h, ([0], [0]))
+
     def materialise(self) -> Tensor:
         return self.h
+
+
+def joined(forms: list[PerSample]) -> PerSample:
+    """The form of Σ_j hₙⱼ, for a parameter that is used several times: calls are positions of one outer product."""
+    if len(forms) == 1:
+        return forms[0]
+    outer = [form for form in forms if isinstance(form, Outer)]
+    if len(outer) == len(forms):
+        return Outer(torch.cat([form.g for form in outer], 1), torch.cat([form.a for form in outer], 1))
+    return Dense(torch.stack([form.materialise() for form in forms]).sum(0))

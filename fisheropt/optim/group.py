@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fisheropt.optim import running
 from fisheropt.statistics import JointStatistic
+from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
 
 Group = dict[str, Any]
@@ -70,9 +71,10 @@ def device_of(tap: Tap) -> torch.device:
 
 def noise_shape(tap: Tap) -> torch.Size:
     """The shape of the covariance that a tap measures."""
-    if not isinstance(tap.statistic, JointStatistic):
+    statistic = tap.statistic
+    if not isinstance(statistic, JointStatistic) or (isinstance(statistic, Response) and statistic.traces):
         return torch.Size(())
-    rank = tap.statistic.rank(tap.parameters)
+    rank = statistic.tracked if isinstance(statistic, Response) else statistic.rank(tap.parameters)
     return torch.Size((rank, rank))
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
+from fisheropt.optim.scored import Sample, Scored, mean_square, scored, squared_mean
 from fisheropt.statistics import JointStatistic
+from fisheropt.statistics.response import Response
 from fisheropt.taps import MicrobatchTap, SampleTap, Tap
 from fisheropt.taps.base import joint_moments
-from fisheropt.taps.reduce import ranks, reduce_augmented, reduce_sum
+from fisheropt.taps.reduce import between_ranks, ranks, reduce_augmented, reduce_sum
+from fisheropt.taps.scores import Scores
+from fisheropt.theory.between import BetweenComponent
 
 
 @final
@@ -25,6 +29,10 @@ class Reading:
         second: (1/c) Σ gₙgₙᵀ, the empirical Fisher information, [k, k], or its trace, [].
         covariance: the unbiased covariance of gₙ, [k, k], or its trace, []; None where c < 2.
         information: the model Fisher information, [k, k]; None without a likelihood.
+        between: how far the ranks' means differ beyond chance, [k, k]; None on one rank and in trace form.
+        scored: what a `Response` says of the whole matrix: of the model Fisher information given a likelihood, else of
+            the covariance or second moment.
+        projected: the reading in all k directions, where this one is of traces, or of the tracked directions alone.
     """
 
     count: int
@@ -32,12 +40,26 @@ class Reading:
     second: Tensor
     covariance: Tensor | None
     information: Tensor | None
+    between: BetweenComponent | None = None
+    scored: Scored | None = None
+    projected: Reading | None = None
 
     @property
     def finite(self) -> bool:
         """Whether every number is finite; reads a value back to the host."""
         held = (self.gradient, self.second, self.information)
         return all(bool(x.isfinite().all()) for x in held if x is not None)
+
+    def leading(self, k: int) -> Reading:
+        """The same in the first k directions."""
+        return replace(
+            self,
+            gradient=self.gradient[:k],
+            second=self.second[:k, :k],
+            covariance=None if self.covariance is None else self.covariance[:k, :k],
+            information=None if self.information is None else self.information[:k, :k],
+            between=None if self.between is None else self.between.leading(k),
+        )
 
 
 def read(tap: Tap, scale: float) -> Reading | None:
@@ -55,17 +77,54 @@ def read(tap: Tap, scale: float) -> Reading | None:
     if augmented is None:
         return None
     augmented = augmented.double()
-    information = tap.information(round(float(augmented[-1, -1]))) if isinstance(tap, SampleTap) else None
+    measured = tap.information(round(float(augmented[-1, -1]))) if isinstance(tap, SampleTap) else None
+    information = None if measured is None else measured.augmented
+    between = None
     if isinstance(tap, SampleTap) and tap.channel.parallel:
+        between = between_ranks(augmented, scale)
         augmented = reduce_augmented(augmented)
         information = None if information is None else reduce_sum(information.double())
     moments = joint_moments(augmented).unscaled(scale)
-    return Reading(
+    reading = Reading(
         count=moments.count,
         gradient=augmented[:-1, -1] / scale,
         second=moments.second * moments.count,
         covariance=moments.covariance().per_sample().value if moments.count > 1 else None,
         information=None if information is None else (information[:-1, :-1] / information[-1, -1]).double(),
+        between=between,
+    )
+    if isinstance(tap.statistic, Response):
+        return _responding(tap, tap.statistic, reading, scale, None if measured is None else measured.scores)
+    return reading
+
+
+def _responding(tap: Tap, statistic: Response, reading: Reading, scale: float, information: Scores | None) -> Reading:
+    """The reading with what the response says of the whole matrix; of traces where the statistic asks for them."""
+    held = tap.scores()
+    assert held is not None
+    scores, information = held.over(tap.parameters), information and information.over(tap.parameters)
+    parallel = isinstance(tap, SampleTap) and tap.channel.parallel
+    sample = Sample(
+        count=reading.count,
+        unit=reading.count / (scale * (ranks() if parallel else 1)),
+        tracked=statistic.tracked,
+        dimension=sum(p.numel() for p in tap.parameters.values()),
+        centred=statistic.centred and reading.count > 1,
+        parallel=parallel,
+    )
+    source, form = (scores, sample) if information is None else (information, replace(sample, unit=1.0, centred=False))
+    found = scored(source, form) if information is not None or reading.count > 1 or not statistic.centred else None
+    if not statistic.traces:
+        return replace(reading.leading(statistic.tracked), scored=found, projected=reading)
+    squared, second = squared_mean(scores, sample), mean_square(scores, sample)
+    return Reading(
+        count=reading.count,
+        gradient=squared.sqrt(),
+        second=second,
+        covariance=(second - squared) * (reading.count / (reading.count - 1)) if reading.count > 1 else None,
+        information=None if information is None or found is None else second.new_tensor(found.trace),
+        scored=found,
+        projected=reading,
     )
 
 

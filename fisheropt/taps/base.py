@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisheropt.directions import Directions
 from fisheropt.statistics import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
+from fisheropt.taps.scores import Scores
 
 Unit = Literal["sample", "microbatch"]
 
@@ -46,6 +47,14 @@ class Tap(ABC):
     @abstractmethod
     def augmented(self) -> Tensor | None:
         """[[Σzzᵀ, Σz], [Σzᵀ, c]] of a joint statistic since the last `clear`; None if no sample was seen."""
+
+    @abstractmethod
+    def aim(self, directions: dict[str, Directions]) -> None:
+        """Replace the directions of a joint statistic, as many as before, from the next forward on."""
+
+    @abstractmethod
+    def scores(self) -> Scores | None:
+        """What a `Response` has collected since the last `clear`; None for another statistic."""
 
     @abstractmethod
     def attach(self) -> None:

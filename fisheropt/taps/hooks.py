@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +11,62 @@ from torch.utils._pytree import tree_leaves
 
 from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
+from fisheropt.persample import PerSample
 from fisheropt.statistics import JointStatistic, Statistic
 from fisheropt.taps.base import of_parameter
 from fisheropt.taps.routes import Route
+from fisheropt.taps.scores import Scores, Waiting
 from fisheropt.taps.sink import Fold, Sink
 
 JOINT = ""
 """The name of the leaf that a joint statistic of all parameters has."""
 
 
+class Information(NamedTuple):
+    """What the likelihood's backward of one forward has read: the folded coordinates and, where asked for, the scores."""
+
+    augmented: Tensor
+    scores: Scores | None
+
+    def plus(self, other: Information) -> Information:
+        """Over the samples of both."""
+        scores = None if self.scores is None or other.scores is None else self.scores.merge(other.scores)
+        return Information(self.augmented + other.augmented, scores)
+
+
 @final
 class Channel:
-    """What the hooks of one tap share. It holds leaves only, so it is copied and pickled with the model."""
+    """What the hooks of one tap share. It holds leaves only, so it is copied and pickled with the model.
 
-    def __init__(self, leaves: dict[str, Tensor], sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+    Args:
+        leaves: whose gradients are the readings.
+        sums: whose gradients are Σₙ hₙ.
+        counts: whose gradients are numbers of samples.
+        directions: of a joint statistic, in each parameter.
+        scores: where the response of the directions is collected; None for other statistics.
+    """
+
+    def __init__(
+        self,
+        leaves: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        counts: dict[str, Tensor],
+        directions: dict[str, Directions],
+        scores: Scores | None,
+    ) -> None:
         self.on = True
+        self.directions = directions
+        self.scores = scores
+        self.respond = True
+        self.compiled = False
         self.leaves = leaves
         self.sums = sums
         self.counts = counts
         self.samples: int | None = None
         self.called: tuple[str, ...] = ()
-        self.carrier: Tensor | None = None
-        self.last: Tensor | None = None
-        self.information: list[Tensor] = []
+        self.carrier: Carrier | None = None
+        self.last: Carrier | None = None
+        self.information: list[Information] = []
         self.parallel = False
         self.seed = 0
 
@@ -46,7 +79,7 @@ class Channel:
             return False
         return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
 
-    def shared(self) -> Tensor | None:
+    def shared(self) -> Carrier | None:
         """The sink that all layers share: of the running forward, or of the last one while checkpointing repeats it."""
         if self.carrier is None and not torch.compiler.is_compiling() and _repeated():
             return self.last
@@ -56,6 +89,26 @@ class Channel:
         """Forget what backward has left."""
         for leaf in (*self.leaves.values(), *self.sums.values(), *self.counts.values()):
             leaf.grad = None
+        if self.scores is not None:
+            self.scores = Scores()
+
+
+@final
+class Carrier:
+    """The sink [n, k] of one forward, which all its layers share, and the forms that wait for its gradient."""
+
+    def __init__(self, channel: Channel, samples: int) -> None:
+        self.channel = channel
+        self.waiting = None if channel.scores is None else Waiting()
+        folded = None if self.waiting is None else self
+        self.sink: Tensor = Fold.apply(channel.leaves[JOINT], samples, folded)  # type: ignore[no-untyped-call]
+
+    def fold(self, z: Tensor) -> None:
+        """Turn the waiting forms into responses, now that their coordinates are complete."""
+        scores = self.channel.scores
+        assert self.waiting is not None and scores is not None
+        with torch.autocast(z.device.type, enabled=False):
+            scores.add(self.waiting.take(), z, self.channel.respond)
 
 
 def _repeated() -> bool:
@@ -71,26 +124,26 @@ def _repeated() -> bool:
 class LayerHook:
     """The forward hook that puts a sink on one module's output."""
 
-    def __init__(self, channel: Channel, route: Route, statistic: Statistic, directions: dict[str, Directions]) -> None:
+    def __init__(self, channel: Channel, route: Route, statistic: Statistic) -> None:
         self.channel = channel
         self.path, self.module, self.rule, self.names = route.path, route.module, route.rule, route.names
         self.in_place = route.rule.in_place
         self.statistic = statistic
-        joint = isinstance(statistic, JointStatistic)
-        self.directions = {n: directions[g] for n, g in route.names.items() if g in directions} if joint else None
-        self.sinks = (1 if joint else 2 * len(route.names)) + 1
+        self.joint = isinstance(statistic, JointStatistic)
+        self.sinks = (1 if self.joint else 2 * len(route.names)) + 1
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self.channel.observing() or not self._trainable():
             return None
-        carrier = None if self.directions is None else self.channel.shared()
-        if self.directions is not None and carrier is None:
+        carrier = self.channel.shared() if self.joint else None
+        if self.joint and carrier is None:
             return None
         self._check(output)
-        own = (carrier,) if carrier is not None else self._leaves()
+        own = (carrier.sink,) if carrier is not None else self._leaves()
         saved, context = self.rule.saved(module, args, kwargs)
+        waiting = None if carrier is None else carrier.waiting
         count = self.channel.counts[self.path]
-        return Sink.apply(self, context, output, *own, count, *saved)  # type: ignore[no-untyped-call]
+        return Sink.apply(self, (context, waiting), output, *own, count, *saved)  # type: ignore[no-untyped-call]
 
     def _leaves(self) -> tuple[Tensor, ...]:
         names = self.names.values()
@@ -112,7 +165,7 @@ class LayerHook:
                 f"axis is not the sample. Keep the samples on the first axis, x.unflatten(0, (n, -1)), and take the "
                 f"loss outside the model"
             )
-        if self.directions is None:
+        if not self.joint:
             if self.path in self.channel.called:
                 raise RuntimeError(
                     f"{self._name()} is called several times a forward: summed apart, the cross terms of its calls would "
@@ -122,19 +175,24 @@ class LayerHook:
 
     def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients: Σφ(hₙ) and Σhₙ of each parameter, or the joint z; then the number of samples."""
-        names = self._trainable()
+        names, (given, waiting) = self._trainable(), context
         with torch.autocast(grad.device.type, enabled=False):
-            forms = self.rule.forms(self.module, names, saved, context, grad)
+            forms = self.rule.forms(self.module, names, saved, given, grad)
             forms = {n: f.to(self.statistic.accumulator(self.module.get_parameter(n))) for n, f in forms.items()}
             count = grad.new_full((), grad.shape[0], dtype=torch.float32)
-            if self.directions is None:
+            if not self.joint:
                 of = of_parameter(self.statistic).of
                 statistics = (of(forms[n]) if n in forms else None for n in self.names)
                 return *statistics, *(forms[n].sum() if n in forms else None for n in self.names), count
-            shares = [form.project(self.directions[n]) for n, form in forms.items() if n in self.directions]
-            return self._sum(shares, grad.shape[0]), count
+            if waiting is not None:
+                for name, form in forms.items():
+                    waiting.keep(self.names[name], form)
+            return self._project(forms), count
 
-    def _sum(self, shares: list[Tensor], samples: int) -> Tensor | None:
+    def _project(self, forms: dict[str, PerSample]) -> Tensor | None:
+        """The sum over the module's parameters of their shares of z."""
+        along = self.channel.directions
+        shares = [form.project(along[self.names[n]]) for n, form in forms.items() if self.names[n] in along]
         return torch.stack(shares).sum(0) if shares else None
 
     def _trainable(self) -> tuple[str, ...]:
@@ -156,6 +214,9 @@ class RootEntry:
         self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
         if not self.channel.observing():
             return
+        if self.channel.scores is not None and torch.compiler.is_compiling():
+            self.channel.compiled = True
+            return
         for norm in self.coupling:
             if norm.training or norm.running_mean is None:
                 raise RuntimeError(_coupled(norm))
@@ -168,7 +229,7 @@ class RootEntry:
             inside = DistributedDataParallel._active_ddp_module is not None
             self.channel.parallel = inside or isinstance(module, DistributedDataParallel)
         if JOINT in self.channel.leaves:
-            self.channel.carrier = Fold.apply(self.channel.leaves[JOINT], samples)  # type: ignore[no-untyped-call]
+            self.channel.carrier = Carrier(self.channel, samples)
 
 
 @final
@@ -188,11 +249,19 @@ class RootExit:
             raise TypeError(
                 f"likelihood= needs a model that returns its logits as one tensor, not {type(output).__name__}"
             )
-        leaf = self.channel.leaves[JOINT]
         cotangent = self.likelihood.cotangent(output.detach(), self.channel.seed)
-        (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True)
-        self.channel.information.append(reading)
+        self.channel.information.append(self._information(output, cotangent))
         self.channel.seed += 1
+
+    def _information(self, output: Tensor, cotangent: Tensor) -> Information:
+        """One backward from the cotangent, whose scores are kept apart from those of the loss."""
+        channel, held = self.channel, self.channel.scores
+        channel.scores, channel.respond = None if held is None else Scores(), True
+        try:
+            (reading,) = torch.autograd.grad(output, channel.leaves[JOINT], cotangent, retain_graph=True)
+            return Information(reading, channel.scores)
+        finally:
+            channel.scores, channel.respond = held, False
 
 
 def _coupled(norm: nn.Module) -> str:

@@ -1,7 +1,8 @@
 """Where only parameters are given, one backward is one sample: the fallback that serves any model.
 
 The gradient of the m-th backward is the difference of `p.grad` after and before it. Joint statistics are linear in it up
-to their last step, so the differences are taken of k projections and no gradient is copied.
+to their last step, so the differences are taken of k projections and no gradient is copied; but for a `Response`, which
+needs the gradient itself.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from fisheropt.persample import Dense
+from fisheropt.directions import Directions
+from fisheropt.persample import Dense, PerSample
 from fisheropt.statistics import JointStatistic, Moments, Statistic
+from fisheropt.statistics.response import Response
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
 from fisheropt.taps.reduce import ranks
+from fisheropt.taps.scores import Scores
 
 
 @final
@@ -46,6 +50,8 @@ class MicrobatchTap(Tap):
     def clear(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._share: Tensor | None = None
+        self._scores = Scores() if isinstance(self.statistic, Response) else None
+        self._forms: dict[str, PerSample] = {}
         self._rows: list[Tensor] = []
         self._second: dict[str, Tensor] = {}
         self._sum: dict[str, Tensor] = {}
@@ -91,7 +97,8 @@ class MicrobatchTap(Tap):
 
     def _add(self, name: str, added: Tensor) -> None:
         if isinstance(self.statistic, JointStatistic):
-            self._share = added if self._share is None else self._share + added
+            share = self._coordinates(name, added) if self._scores is not None else added
+            self._share = share if self._share is None else self._share + share
             return
         self._sum[name] = self._sum.get(name, 0.0) + added
         self._second[name] = self._second.get(name, 0.0) + self._squared(added)
@@ -116,9 +123,14 @@ class MicrobatchTap(Tap):
     def _measure(self, name: str, grad: Tensor) -> Tensor:
         """What is differenced: the k coordinates of a gradient, or a copy of it."""
         wide = grad.detach().to(self.statistic.accumulator(grad))
-        if not isinstance(self.statistic, JointStatistic):
+        if self._scores is not None or not isinstance(self.statistic, JointStatistic):
             return wide.clone()
         return Dense(wide.unsqueeze(0)).project(self.directions[name])[0]
+
+    def _coordinates(self, name: str, added: Tensor) -> Tensor:
+        """The coordinates of a gradient, which is kept until all parameters have theirs."""
+        self._forms[name] = Dense(added.unsqueeze(0))
+        return self._forms[name].project(self.directions[name])[0]
 
     def _squared(self, gradient: Tensor) -> Tensor:
         return of_parameter(self.statistic).of(Dense(gradient.unsqueeze(0)))
@@ -133,8 +145,17 @@ class MicrobatchTap(Tap):
         self._added = False
         self._backwards += 1
         if self._share is not None:
+            if self._scores is not None:
+                self._scores.add(self._forms, self._share.unsqueeze(0), respond=True)
+                self._forms = {}
             self._rows.append(self._share)
             self._share = None
+
+    def aim(self, directions: dict[str, Directions]) -> None:
+        self.directions.update(directions)
+
+    def scores(self) -> Scores | None:
+        return self._scores
 
     def augmented(self) -> Tensor | None:
         if not self._rows:

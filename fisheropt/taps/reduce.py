@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fisheropt.theory.between import BetweenComponent, component_of, rank_sums
+
 
 def ranks() -> int:
     """The number of ranks that train together; 1 without torch.distributed."""
@@ -32,3 +34,19 @@ def reduce_sum(values: Tensor) -> Tensor:
     total = values.contiguous().clone()
     dist.all_reduce(total)
     return total
+
+
+def between_ranks(augmented: Tensor, scale: float) -> BetweenComponent | None:
+    """How far the means of the ranks' per-sample gradients differ beyond chance; None on one rank.
+
+    In units of one sample's gradient in its own rank's objective, before ranks are averaged.
+
+    Args:
+        augmented: [[Σhhᵀ, Σh], [Σhᵀ, c]] over this rank's samples.
+        scale: of the loss in backward.
+    """
+    if ranks() == 1:
+        return None
+    count, mean = augmented[-1, -1], augmented[:-1, -1] / scale
+    scatter = count * (count * augmented[:-1, :-1] / scale**2 - torch.outer(mean, mean))
+    return component_of(reduce_sum(rank_sums(mean, scatter, count)))

@@ -7,12 +7,15 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
 from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic, Moments, Statistic
+from fisheropt.statistics.response import Response
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
-from fisheropt.taps.hooks import JOINT, PLACED, Channel, LayerHook, RootEntry, RootExit
+from fisheropt.taps.hooks import JOINT, PLACED, Channel, Information, LayerHook, RootEntry, RootExit
 from fisheropt.taps.routes import Route, routes
+from fisheropt.taps.scores import Scores
 
 
 @final
@@ -47,14 +50,14 @@ class SampleTap(Tap):
             _refuse_tied(self.routes)
         self.model, self.likelihood = model, likelihood
         counts = {r.path: torch.zeros((), device=self._device(), requires_grad=True) for r in self.routes}
-        self.channel = Channel(self._leaves(), self._sums(), counts)
+        scores = Scores() if isinstance(statistic, Response) else None
+        self.channel = Channel(self._leaves(), self._sums(), counts, self.directions, scores)
+        self.channel.respond = likelihood is None
         self.attach()
 
     def attach(self) -> None:
         for route in self.routes:
-            route.module.register_forward_hook(
-                LayerHook(self.channel, route, self.statistic, self.directions), with_kwargs=True
-            )
+            route.module.register_forward_hook(LayerHook(self.channel, route, self.statistic), with_kwargs=True)
         self.model.register_forward_pre_hook(RootEntry(self.channel, self.model), with_kwargs=True)
         self.model.register_forward_hook(RootExit(self.channel, self.likelihood), with_kwargs=True)
 
@@ -89,11 +92,19 @@ class SampleTap(Tap):
             for name, p in self.parameters.items()
         }
 
+    def aim(self, directions: dict[str, Directions]) -> None:
+        self.directions.update(directions)
+
     def augmented(self) -> Tensor | None:
         return self.channel.leaves[JOINT].grad
 
+    def scores(self) -> Scores | None:
+        return self.channel.scores
+
     def counts(self) -> dict[str, int]:
         """How many samples each module has seen since the last `clear`; reads values back to the host."""
+        if self.channel.compiled:
+            raise RuntimeError(_COMPILED)
         seen = {path: leaf.grad for path, leaf in self.channel.counts.items()}
         return {path: 0 if count is None else int(count) for path, count in seen.items()}
 
@@ -118,16 +129,16 @@ class SampleTap(Tap):
         squared = of_parameter(self.statistic).of(Dense(total.unsqueeze(0)))
         return Moments(second, squared, count, self.statistic.shape)
 
-    def information(self, samples: int) -> Tensor | None:
+    def information(self, samples: int) -> Information | None:
         """[[ΣJᵀuuᵀJ, ·], [·, c]] over the forwards that backward went through, the last ones of `samples` in all.
 
         A forward without a backward, for validation or a batch that was thrown away, does not count.
         """
         total, missing = None, samples
         for reading in reversed(self.channel.information):
-            size = round(float(reading[-1, -1]))
+            size = round(float(reading.augmented[-1, -1]))
             if size <= missing:
-                total, missing = (reading if total is None else total + reading), missing - size
+                total, missing = (reading if total is None else total.plus(reading)), missing - size
         return total
 
     def check(self, counts: dict[str, int], samples: int) -> None:
@@ -156,6 +167,13 @@ class SampleTap(Tap):
 
     def enable(self, on: bool = True) -> None:
         self.channel.on = on
+
+
+_COMPILED = (
+    "the response of tracked directions (structure='lowrank', directions='tracked') keeps tensors from layer to layer, which "
+    "a compiled model cannot. Train the model without torch.compile; or write directions='auto', or freeze all but at most "
+    "4,096 parameters and write structure='full'"
+)
 
 
 def _unhook(hooks: dict[int, Any], with_kwargs: dict[int, bool], channel: Channel) -> None:

@@ -44,17 +44,27 @@ class Sink(torch.autograd.Function):
         return None, None, grads[0], *contributions, *(None for _ in saved)
 
 
+class Folded(Protocol):
+    """What wants the complete coordinates beside their products."""
+
+    def fold(self, z: Tensor) -> None:
+        """Take in the coordinates [n, k] of all samples of a backward."""
+        ...
+
+
 class Fold(torch.autograd.Function):
     """A zero sink [n, k] whose gradient Z reaches the leaf as [Z 1]ᵀ[Z 1] = [[Σzzᵀ, Σz], [Σzᵀ, n]]."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor, samples: int) -> Tensor:
-        ctx.dtype = leaf.dtype
+    def forward(ctx: Any, leaf: Tensor, samples: int, folded: Folded | None) -> Tensor:
+        ctx.dtype, ctx.folded = leaf.dtype, folded
         return leaf.new_zeros(samples, leaf.shape[0] - 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         wide = grads[0].to(ctx.dtype)
+        if ctx.folded is not None:
+            ctx.folded.fold(wide)
         z = torch.cat([wide, wide.new_ones(wide.shape[0], 1)], 1)
-        return z.T @ z, None
+        return z.T @ z, None, None
