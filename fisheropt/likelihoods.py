@@ -1,7 +1,9 @@
 """Output heads: the cotangents by which a backward measures the model Fisher.
 
 A head has logits z and core information I(z) = B(z)B(z)ᵀ. With signs ξ, E[ξξᵀ] = 1, the backward of u = B(z)ξ gives per
-sample J ᵀu, and E[Jᵀu uᵀJ] = Jᵀ I(z) J, the sample's Fisher information.
+sample J ᵀu, and E[Jᵀu uᵀJ] = Jᵀ I(z) J, the sample's Fisher information. Other factors in place of B give I by its
+eigenvectors, something above it, or something below it; they are functions of the likelihood's class, so that a head of
+one's own joins by `upper_factor.register(MyHead)`.
 
 Reference: sun2025
 """
@@ -10,10 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import final
 
 import torch
 from torch import Tensor
+
+from fisheropt.theory.envelopes import leading_vectors, low_rank_factor
+from fisheropt.theory.simplex import core
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,17 @@ class Categorical(Likelihood):
 
     dim: int | None = None
 
-    def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
+    def axis(self, logits: Tensor) -> int:
+        """The axis of the classes."""
         if self.dim is None and logits.ndim > 3:
             raise ValueError(
                 f"likelihood='categorical' takes the last axis for the classes, found logits of shape "
                 f"{tuple(logits.shape)}; write likelihood=fisheropt.likelihoods.Categorical(dim=1)"
             )
-        dim = -1 if self.dim is None else self.dim
+        return -1 if self.dim is None else self.dim
+
+    def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
+        dim = self.axis(logits)
         p = logits.softmax(dim)
         u = p.sqrt() * signs
         return u - p * u.sum(dim, keepdim=True)
@@ -90,6 +100,94 @@ class Poisson(Likelihood):
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
         return (logits / 2).exp() * signs
+
+
+@singledispatch
+def eigen_factor(likelihood: Likelihood, logits: Tensor, signs: Tensor) -> Tensor:
+    """V√λ ξ with the eigenvectors of I = VλVᵀ: the same expectation as B(z)ξ from one sign less, shaped like the logits.
+
+    Args:
+        likelihood: an object of this module.
+        logits: z, at least float32.
+        signs: ξ, shaped like the logits.
+    """
+    raise TypeError(_unknown(likelihood, "eigen_factor", "likelihood, logits, signs"))
+
+
+@singledispatch
+def upper_factor(likelihood: Likelihood, logits: Tensor, signs: Tensor) -> Tensor:
+    """A factor U ξ with UUᵀ diagonal and at least I: √p∘ξ of softmax; of heads with a diagonal I their own.
+
+    Args:
+        likelihood: an object of this module.
+        logits: z, at least float32.
+        signs: ξ, shaped like the logits.
+    """
+    raise TypeError(_unknown(likelihood, "upper_factor", "likelihood, logits, signs"))
+
+
+@singledispatch
+def lower_factor(likelihood: Likelihood, logits: Tensor, signs: Tensor, rank: int) -> Tensor:
+    """A factor W ξ with WWᵀ of rank k and at most I: I Q (QᵀIQ)⁺ QᵀI of softmax; else the k largest variances of an input.
+
+    Args:
+        likelihood: an object of this module.
+        logits: z, at least float32.
+        signs: ξ, shaped like the logits, of whose classes the first k are used.
+        rank: k; above the number of classes as good as that.
+    """
+    raise TypeError(_unknown(likelihood, "lower_factor", "likelihood, logits, signs, rank"))
+
+
+@eigen_factor.register
+def _(likelihood: Categorical, logits: Tensor, signs: Tensor) -> Tensor:
+    dim = likelihood.axis(logits)
+    values, vectors = torch.linalg.eigh(core(logits.movedim(dim, -1).softmax(-1)))
+    roots = values.clamp(min=0).sqrt()
+    roots[..., 0] = 0
+    return (vectors @ (roots * signs.movedim(dim, -1))[..., None])[..., 0].movedim(-1, dim)
+
+
+@upper_factor.register
+def _(likelihood: Categorical, logits: Tensor, signs: Tensor) -> Tensor:
+    return logits.softmax(likelihood.axis(logits)).sqrt() * signs
+
+
+@lower_factor.register
+def _(likelihood: Categorical, logits: Tensor, signs: Tensor, rank: int) -> Tensor:
+    dim = likelihood.axis(logits)
+    p = logits.movedim(dim, -1).softmax(-1)
+    rank = min(rank, p.shape[-1])
+    factor = low_rank_factor(p, leading_vectors(p, rank))
+    return (factor @ signs.movedim(dim, -1)[..., :rank, None])[..., 0].movedim(-1, dim)
+
+
+@eigen_factor.register(Bernoulli)
+@eigen_factor.register(Gaussian)
+@eigen_factor.register(Poisson)
+@upper_factor.register(Bernoulli)
+@upper_factor.register(Gaussian)
+@upper_factor.register(Poisson)
+def _(likelihood: Likelihood, logits: Tensor, signs: Tensor) -> Tensor:
+    return likelihood.factor(logits, signs)
+
+
+@lower_factor.register(Bernoulli)
+@lower_factor.register(Gaussian)
+@lower_factor.register(Poisson)
+def _(likelihood: Likelihood, logits: Tensor, signs: Tensor, rank: int) -> Tensor:
+    roots = likelihood.factor(logits, torch.ones_like(logits))
+    rank = min(rank, roots.shape[-1])
+    largest = roots.topk(rank, -1)
+    return torch.zeros_like(roots).scatter(-1, largest.indices, largest.values * signs[..., :rank])
+
+
+def _unknown(likelihood: object, function: str, arguments: str) -> str:
+    name = type(likelihood).__name__
+    return (
+        f"{name} has no {function}; write fisheropt.likelihoods.{function}.register({name}, function), "
+        f"function({arguments}) -> a tensor like the logits"
+    )
 
 
 _NAMED: dict[str, Likelihood] = {
