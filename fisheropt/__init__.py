@@ -1,11 +1,15 @@
 """Optimizers that see the gradient's noise, not only its mean."""
 
-from fisheropt import likelihoods, monitor, theory
+from fisheropt import inference, likelihoods, monitor, products, theory
 from fisheropt.control.sampler import AdaptiveBatchSampler
 from fisheropt.directions import Coordinates, DenseDirections, Directions, RankOneDirections
+from fisheropt.metric import FisherMetric
 from fisheropt.optim import AdaptiveBatchSGD, FisherFloorSGD, FisherOptimizer, GodambeSGD
+from fisheropt.optim.critical import Contrast
+from fisheropt.penalty import FisherFloorPenalty
 from fisheropt.persample import Dense, Outer, PerSample
 from fisheropt.rules import Rule, rule
+from fisheropt.spectra import MeasuredSpectrum, measured_spectrum
 from fisheropt.statistics import Covariance, FullCovariance, Moments, Projection, SecondMoment, Trace
 from fisheropt.taps import explain, observe
 
@@ -14,15 +18,19 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveBatchSGD",
     "AdaptiveBatchSampler",
+    "Contrast",
     "Coordinates",
     "Covariance",
     "Dense",
     "DenseDirections",
     "Directions",
+    "FisherFloorPenalty",
     "FisherFloorSGD",
+    "FisherMetric",
     "FisherOptimizer",
     "FullCovariance",
     "GodambeSGD",
+    "MeasuredSpectrum",
     "Moments",
     "Outer",
     "PerSample",
@@ -33,9 +41,12 @@ __all__ = [
     "Trace",
     "explain",
     "get",
+    "inference",
     "likelihoods",
+    "measured_spectrum",
     "monitor",
     "observe",
+    "products",
     "rule",
     "theory",
 ]

@@ -185,7 +185,7 @@ def test_messages_raised_in_training_are_explained() -> None:
     pieces = explained()
     missing = []
     for folder in ("optim", "rules", "statistics", "taps"):
-        for file in (ROOT / "fisheropt" / folder).glob("*.py"):
+        for file in (ROOT / "fisheropt" / folder).rglob("*.py"):
             for kind, text in raised(file):
                 if kind in {"RuntimeError", "TypeError"} and not any(piece in text for piece in pieces):
                     missing.append(f"{relative(file)}: {text}")

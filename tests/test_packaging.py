@@ -31,6 +31,9 @@ FLOORS = {
     "control": 4,
     "inference": 4,
     "monitor": 4,
+    "penalty": 4,
+    "products": 4,
+    "spectra": 4,
 }
 STRANGERS = {frozenset({"rules", "statistics"}), frozenset({"kernels", "theory"})}
 PROMISED = {

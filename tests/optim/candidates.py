@@ -32,12 +32,15 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "off": {"floor": 0, "momentum": 0.9},
         "monitor": {"mode": "monitor", "every": 1, "momentum": 0.9},
         "acting": {"floor": 4.0, "every": 1, "momentum": 0.9},
+        "penalty": {"mode": "penalty", "likelihood": "gaussian", "floor": 4.0, "weight": 2.0, "every": 1},
+        "backtrack": {"mode": "backtrack", "likelihood": "gaussian", "floor": 1e-3, "momentum": 0.9},
     },
     "GodambeSGD": {
         "off": {"metric": None, "momentum": 0.9},
         "acting": {"every": 1, "momentum": 0.9},
         "fisher": {"metric": "fisher", "damping": 0.5, "every": 1},
         "likelihood": {"likelihood": "gaussian", "damping": 0.5, "every": 1},
+        "lowrank": {"structure": "lowrank", "every": 1, "momentum": 0.9},
     },
     "AdaptiveBatchSGD": {
         "off": {"controller": None, "momentum": 0.9},
@@ -47,7 +50,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Rows of one class: its feature off, and acting at every step so that measurements do happen."""
 
-ONLY_GIVEN = {"likelihood": "module", "plain": "parameters"}
+ONLY_GIVEN = {"likelihood": "module", "penalty": "module", "backtrack": "module", "plain": "parameters"}
 """Rows that mean something only where the class is given a module, or add nothing there."""
 
 

@@ -60,7 +60,7 @@ def test_the_floor_holds_where_maximum_likelihood_diverges(seed):
 
 def test_the_step_is_the_formula():
     """One step against ∇L + A(θ - θ₀) with A from a dense eigendecomposition of the oracle's Fisher information."""
-    case = CASES["mlp"]()
+    case = CASES["linear"]()
     tau = 0.05
     optimizer = fisheropt.FisherFloorSGD(case.model, lr=0.1, floor=tau, every=1, smoothing=0.0)
     origin = nn.utils.parameters_to_vector(case.model.parameters()).detach().clone()

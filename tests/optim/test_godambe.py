@@ -125,8 +125,8 @@ def test_the_report_tells_curvature_from_noise_with_an_error_bar():
 
 
 def test_what_cannot_be_served_is_refused():
-    with pytest.raises(ValueError, match="structure='auto'"):
-        fisheropt.GodambeSGD(nn.Linear(100, 50), lr=0.1)
+    with pytest.raises(ValueError, match="structure='full'"):
+        fisheropt.GodambeSGD(nn.Linear(100, 50), lr=0.1, structure="full")
     with pytest.raises(ValueError, match="damping"):
         fisheropt.GodambeSGD(nn.Linear(3, 1), lr=0.1, damping=-1.0)
     with pytest.raises(ValueError, match="metric"):

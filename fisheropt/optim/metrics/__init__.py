@@ -1,0 +1,34 @@
+"""In what form GodambeSGD keeps M and applies P = (M + ρI)⁻¹: one file a structure."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fisheropt.optim.group import Group
+from fisheropt.optim.metric import LARGEST
+from fisheropt.optim.metrics.full import Full
+from fisheropt.optim.metrics.lowrank import LowRank, check_rank
+from fisheropt.optim.metrics.structure import Structure
+from fisheropt.statistics.response import Response
+from fisheropt.taps import Tap
+
+__all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "of"]
+
+STRUCTURES: dict[str, Structure] = {"full": Full(), "lowrank": LowRank()}
+NAMES = ("auto", *STRUCTURES)
+
+
+def choose(group: Group, parameters: dict[str, Tensor]) -> Structure:
+    """The structure that a group asks for; "auto" is one matrix up to 4096 parameters, and low rank beyond.
+
+    Args:
+        group: the parameter group.
+        parameters: its trainable ones.
+    """
+    small = sum(p.numel() for p in parameters.values()) <= LARGEST
+    return STRUCTURES[("full" if small else "lowrank") if group["structure"] == "auto" else group["structure"]]
+
+
+def of(tap: Tap | None) -> Structure:
+    """The structure that a group's tap was placed for."""
+    return STRUCTURES["lowrank" if tap is not None and isinstance(tap.statistic, Response) else "full"]
