@@ -79,11 +79,11 @@ def suboptimality(lines: Sequence[Line]) -> str | None:
 
 
 def spectrum(lines: Sequence[Line], key: str) -> str | None:
-    """Eigenvalues over training against the threshold and the floor; None where none were measured."""
+    """Eigenvalues over training against Λ*, 2Λ*, 3Λ* and the floor; None where none were measured."""
     epochs, rows = spectra(lines, key)
     if not epochs:
         return None
-    columns = _thinned(list(zip(*rows, strict=True)))
+    columns = _thinned(_aligned(rows))
     bottom = _bottom(columns)
 
     def draw(axes: Any) -> None:
@@ -91,21 +91,38 @@ def spectrum(lines: Sequence[Line], key: str) -> str | None:
         for rank, column in reversed(list(enumerate(columns))):
             weight = 2.2 if rank == 0 else 1.0
             axes.plot(epochs, [max(v, bottom) for v in column], color=BLUE, alpha=_alpha(rank), linewidth=weight)
-        names = [(columns[-1][-1], "largest", BLUE), (max(columns[0][-1], bottom), "smallest", BLUE)]
-        star = spectra(lines, "lambda_star")
-        if star[0]:
-            axes.set_ylim(bottom=axes.get_ylim()[0])
-            axes.fill_between(star[0], axes.get_ylim()[0], star[1], color=RED, alpha=0.07, linewidth=0)
-            axes.plot(*star, color=RED, linestyle=DASHED, linewidth=1.4)
-            names += end(star, "Λ*", RED)
-        floor = positive(spectra(lines, "floor"))
-        if key == "effective_eigenvalues" and floor[0]:
-            axes.plot(*floor, color=INK, linestyle=DASHED, linewidth=1.2)
-            names += end(floor, "floor τ", INK)
+        names = [(rows[-1][-1], "largest", BLUE), (max(rows[-1][0], bottom), "smallest", BLUE)]
+        names += _thresholds(axes, lines)
         by_epoch(axes)
         beside(axes, names)
 
     return svg(draw)
+
+
+def _thresholds(axes: Any, lines: Sequence[Line]) -> list[tuple[float, str, str]]:
+    """Λ* with what lies below it shaded, 2Λ* and 3Λ*, and the floor τ; returns their names.
+
+    The limits hold their last values and not the first, which a handful of samples make large.
+    """
+    names, star, floor = [], spectra(lines, "lambda_star"), positive(spectra(lines, "floor"))
+    shown = [*axes.get_ylim(), *(3.5 * v for v in star[1][-1:] if v > 0), *(v / 1.2 for v in floor[1][-1:])]
+    axes.set_ylim(min(shown), max(shown))
+    if star[0]:
+        axes.fill_between(star[0], min(shown), star[1], color=RED, alpha=0.07, linewidth=0)
+        for times in (1, 2, 3):
+            level = star[0], [times * value for value in star[1]]
+            axes.plot(*level, color=RED, linestyle=DASHED, linewidth=1.4 if times == 1 else 0.7)
+            names += end(level, "Λ*" if times == 1 else f"{times}Λ*", RED)
+    if floor[0]:
+        axes.plot(*floor, color=INK, linestyle=DASHED, linewidth=1.2)
+        names += end(floor, "floor τ", INK)
+    return names
+
+
+def _aligned(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """Columns of rows that end with the largest; early ones may hold null directions that were then left out."""
+    size = max(len(row) for row in rows)
+    return list(zip(*([math.nan] * (size - len(row)) + list(row) for row in rows), strict=True))
 
 
 def final_spectrum(group: Mapping[str, Any]) -> str | None:
@@ -126,17 +143,14 @@ def final_spectrum(group: Mapping[str, Any]) -> str | None:
         axes.plot(places, [max(values[i], bottom) for i in order], "o", color=BLUE, markersize=4)
         names = []
         if group.get("effective_eigenvalues"):
-            axes.plot(
-                places,
-                sorted(group["effective_eigenvalues"]),
-                "_",
-                color=INK,
-                markersize=8,
-                markeredgewidth=1.4,
-            )
+            axes.plot(places, sorted(group["effective_eigenvalues"]), "_", color=INK, markersize=8, markeredgewidth=1.4)
         if group.get("lambda_star"):
-            axes.axhline(group["lambda_star"], color=RED, linewidth=1.2, linestyle=DASHED)
-            names = [(group["lambda_star"], "Λ*", RED)]
+            for times, name in ((1, "Λ*"), (3, "3Λ*")):
+                axes.axhline(times * group["lambda_star"], color=RED, linewidth=1.2 / times, linestyle=DASHED)
+                names.append((times * group["lambda_star"], name, RED))
+        if group.get("floor"):
+            axes.axhline(group["floor"], color=INK, linewidth=1.0, linestyle=DASHED)
+            names.append((group["floor"], "floor τ", INK))
         axes.set_xlabel("direction, from the weakest")
         axes.xaxis.get_major_locator().set_params(integer=True)
         beside(axes, names)

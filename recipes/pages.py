@@ -22,7 +22,7 @@ def render(template: str, path: Path, values: Mapping[str, Any]) -> Path:
 
 def number(value: float | int | None, digits: int = 4) -> str:
     """A few significant digits, with powers of ten as a reader writes them; a dash for what is not known."""
-    if value is None:
+    if value is None or value != value:
         return "–"
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")

@@ -60,7 +60,7 @@ def write(folder: Path) -> Path:
 
 def sentence(result: Mapping[str, Any]) -> str:
     """The outcome in a line."""
-    if result["findings"] is not None:
+    if result.get("findings") is not None:
         return conduct.sentence(result)
     if result["train_loss"] is None:
         return result["error"] or "nothing was measured"
@@ -111,12 +111,12 @@ def panels(
         ),
         (
             "Fisher spectrum",
-            f"{_shown_of(group)}. Below Λ* a direction is lost in sampling fluctuation.",
+            f"{_shown_of(group)}. Below Λ* a direction is lost in sampling fluctuation, above 3Λ* it is identified.",
             figures.spectrum(lines, "eigenvalues"),
         ),
         (
             "Spectrum with the floor",
-            "The effective eigenvalues that the optimizer works with.",
+            "The effective eigenvalues that the optimizer works with: with the anchor they reach the floor τ.",
             figures.spectrum(lines, "effective_eigenvalues"),
         ),
         (
@@ -188,7 +188,15 @@ def noise_rows(result: Mapping[str, Any], group: Mapping[str, Any]) -> list[Row]
         "status": ("state of the weakest direction", counted),
         "floor": ("floor τ", f"set from Λ*, {counted}"),
         "certified": ("floor certified by Cholesky", "exact for the measured matrix"),
+        "lowest": ("smallest information of a reading", "over the whole run"),
+        "held_out_smallest": (
+            "smallest information on held-out data",
+            f"{number(round(group.get('held_out_samples') or 0))} distinct samples",
+        ),
+        "held_out_status": ("state of the weakest direction, held out", ""),
+        "held_out_certified": ("floor certified on held-out data", "exact for the measured matrix"),
         "identified": ("directions identified", f"of {group.get('directions', '?')} measured, {counted}"),
+        "samples_to_identify": ("more samples to identify the others", "if their information stays as it is"),
         "required_samples": ("samples needed for ± 50 %", "bound, for this number of directions"),
         "metric": ("metric", ""),
         "damping": ("damping", counted),
@@ -209,10 +217,16 @@ def eigenvalue_rows(group: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
     order = sorted(range(len(values)), key=lambda i: float(values[i]))
     rows = []
     for rank, i in enumerate(order, start=1):
-        side = "–" if star is None else "above Λ*" if values[i] > star else "below Λ*"
+        side = "–" if star is None else _side(values[i], star)
         effective = number(sorted(lifted)[rank - 1]) if lifted else "–"
         rows.append((str(rank), with_error(values[i], errors[i] if errors else None), effective, side))
     return rows
+
+
+def _side(value: float, star: float) -> str:
+    if value > 3 * star:
+        return "identified, above 3Λ*"
+    return "undecided" if value > star else "below Λ*"
 
 
 def _shown_of(group: Mapping[str, Any]) -> str:

@@ -6,13 +6,16 @@ The lines of metrics.jsonl are the record, written by every run; a tracker gets 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from omegaconf import DictConfig, OmegaConf
+
+from recipes.record import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,13 @@ class WandB(Tracker):
             return
         import wandb
 
+        drawn = panel(read_metrics(folder))
+        if drawn is not None:
+            epochs, series = drawn
+            chart = wandb.plot.line_series(
+                epochs, list(series.values()), list(series), "Fisher spectrum, log10 against Λ* and τ", "epoch"
+            )
+            self._run.log({"fisher_spectrum": chart})
         page = folder / "report.html"
         if page.exists():
             self._run.log({"report": wandb.Html(page.read_text(), inject=False)})
@@ -163,7 +173,25 @@ def scalars(line: Line) -> dict[str, float]:
             numbers[f"spectrum/{key}"] = value
     for i, value in enumerate(spectrum.get("eigenvalues", ()), start=1):
         numbers[f"spectrum/eigenvalue_{i}"] = value
+    if _is_number(spectrum.get("lambda_star")):
+        numbers["spectrum/identified_above"] = 3 * spectrum["lambda_star"]
     return numbers
+
+
+def panel(lines: Sequence[Line]) -> tuple[list[float], dict[str, list[float | None]]] | None:
+    """Epochs, and log10 of the smallest, median and largest eigenvalue, Λ*, 3Λ* and τ; None where none were measured."""
+    measured = [line for line in lines if line.get("spectrum", {}).get("eigenvalues")]
+    if not measured:
+        return None
+    series: dict[str, list[float | None]] = {}
+    for line in measured:
+        spectrum = line["spectrum"]
+        values, star = sorted(spectrum["eigenvalues"]), spectrum.get("lambda_star")
+        named = {"smallest": values[0], "median": values[len(values) // 2], "largest": values[-1], "Λ*": star}
+        named |= {"3Λ*": None if star is None else 3 * star, "τ": spectrum.get("floor")}
+        for name, value in named.items():
+            series.setdefault(name, []).append(math.log10(value) if value is not None and value > 0 else None)
+    return [line["train/epoch"] for line in measured], series
 
 
 def summary(result: Line) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fisheropt.theory.lyapunov import stationary_covariance
 from recipes import drawing
 from recipes.studies.base import Finding, Findings, Picture, Study, StudyError, Tell
-from recipes.studies.glm_chains import Glm, batches, logistic, inflated_poisson, relative, stationary
+from recipes.studies.glm_chains import Glm, batches, inflated_poisson, logistic, relative, stationary
 
 KAPPAS = ((10, 0.572, 1.34), (30, 0.699, 3.40), (100, 0.778, 9.21), (1000, 0.853, 66.1))
 

@@ -114,6 +114,17 @@ def test_scalars_are_flat_numbers() -> None:
     assert not {"flag", "word", "spectrum", "test/accuracy", "spectrum/status"} & set(found)
 
 
+def test_the_panel_draws_the_spectrum_against_its_thresholds() -> None:
+    spectrum = LINE["spectrum"] | {"eigenvalues": [0.0, 1.0, 10.0], "floor": 0.01}
+    drawn = trackers.panel([LINE, {"train/epoch": 2.0}, LINE | {"train/epoch": 3.0, "spectrum": spectrum}])
+    assert drawn is not None
+    epochs, series = drawn
+    assert epochs == [1.5, 3.0] and series["largest"][1] == 1.0 and series["smallest"][1] is None
+    assert series["Λ*"] == [-1.0, -1.0] and series["τ"] == [None, -2.0]
+    assert trackers.panel([{"train/epoch": 2.0}]) is None
+    assert trackers.scalars(LINE)["spectrum/identified_above"] == pytest.approx(0.3)
+
+
 def test_the_summary_is_the_result_without_its_nested_parts() -> None:
     result = {"status": "failed", "accuracy": None, "train_loss": 0.5, "report": {"a": 1}, "overrides": ["x"]}
     assert trackers.summary(result) == {"status": "failed", "train_loss": 0.5}
