@@ -15,8 +15,8 @@ from fisheropt import FisherFloorSGD
 from recipes.drawing import DASHED, INK, SERIES
 from recipes.problems import Problem
 from recipes.problems.logistic import Logistic
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import require
 
 CONFIDENCE = 0.95
 

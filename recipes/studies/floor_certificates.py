@@ -12,9 +12,10 @@ from torch import Tensor
 from fisheropt.theory.certificate import certify_floor_cholesky, lanczos_lower_bound, lanczos_resolution
 from fisheropt.theory.penalty import PsiName, guaranteed_floor
 from recipes.drawing import DASHED, INK, SERIES
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
+from recipes.studies.draws import normal
 from recipes.studies.floor_logistic import Data, Penalty, descend, draw
-from recipes.studies.floor_samples import normal, require
 
 HINGES = (("hinge", False), ("squared hinge", True))
 NARROW = 1e-6

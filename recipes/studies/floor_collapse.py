@@ -11,9 +11,10 @@ from torch import Tensor
 from fisheropt.theory.asymptotics import separability_probability
 from recipes.drawing import BLUE, DASHED, INK, RED, SERIES
 from recipes.problems.synthetic import linearly_separable
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
+from recipes.studies.draws import share
 from recipes.studies.floor_logistic import Data, descend, draw
-from recipes.studies.floor_samples import require, rising, share
 
 SIGMAS = 3.0
 SHORT = 100

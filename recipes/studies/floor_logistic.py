@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.problems.synthetic import linearly_separable
-from recipes.studies.floor_samples import normal, require
+from recipes.studies.arguments import require
+from recipes.studies.draws import normal
 
 REFUSED = 1000
 NEWTON = 60

@@ -16,8 +16,10 @@ from fisheropt.theory.moments import second_moment
 from fisheropt.theory.status import Status
 from fisheropt.theory.threshold import threshold_report
 from recipes.drawing import BLUE, DASHED, GREEN, INK, RED
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import crossing, require, rising, share
+from recipes.studies.draws import share
+from recipes.studies.floor_samples import crossing
 
 HALF = 0.5
 ITERATIONS = 5000

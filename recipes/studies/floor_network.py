@@ -15,8 +15,9 @@ from fisheropt import FisherFloorSGD
 from fisheropt.products.information import information
 from fisheropt.theory.penalty import Hinge, penalty_force
 from recipes.drawing import BLUE, DASHED, INK, RED, SERIES
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import normal, require
+from recipes.studies.draws import normal
 
 FEATURES, HIDDEN, CLASSES, DIRECTIONS = 10, 24, 3, 4
 BATCH, RATE, RELATIVE, LONGEST = 32, 0.2, 0.5, 1.0

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fisheropt import FisherFloorPenalty
 from recipes.drawing import BLUE, DASHED, GREEN, GREY, INK, RED
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
 from recipes.studies.floor_logistic import Data, Penalty, descend, draw
-from recipes.studies.floor_samples import require
 
 HEAVY, LIGHT, HUGE = 1000.0, 10.0, 1e5
 HELD = 0.95

@@ -16,8 +16,9 @@ from fisheropt.theory.moments import second_moment
 from fisheropt.theory.status import TRUE_RATIO, Status, classify
 from fisheropt.theory.whitening import whitened_reading
 from recipes.drawing import DASHED, INK, SERIES
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import FAMILIES, require, standard_scores
+from recipes.studies.floor_samples import FAMILIES, standard_scores
 
 METHODS: tuple[Method, ...] = ("gaussian", "bernstein", "bootstrap", "auto")
 WHITENED = "whitened"

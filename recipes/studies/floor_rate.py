@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from recipes.drawing import DASHED, INK, SERIES
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
 from recipes.studies.floor_logistic import Data, descend, draw, maximum_likelihood
-from recipes.studies.floor_samples import require, rising
 
 SEEN = {3.0: "0.9161 for 0.9167", 6.0: "0.8843 for 0.8859", 12.0: "0.7845 for 0.7845"}
 TOLERANCE = 0.003

@@ -1,4 +1,4 @@
-"""What the studies of the floor draw: scores whose Fisher matrix is known; and what a share of draws is worth."""
+"""What the studies of the floor draw: scores whose Fisher matrix is known."""
 
 from __future__ import annotations
 
@@ -9,30 +9,11 @@ import torch
 from torch import Tensor
 
 from fisheropt.theory import mixture
-from recipes.studies.base import StudyError
+from recipes.studies.draws import normal
 
 FAMILIES = ("gaussian", "student", "logistic", "mixture")
 _FREEDOM = 5
 _GRID = 12.0
-
-
-def require(holds: bool, given: str, cure: str) -> None:
-    """Refuse a setting: what was given, and what to write instead."""
-    if not holds:
-        raise StudyError(f"{given}: write {cure}.")
-
-
-def normal(*shape: int, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers in float64."""
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def rising(values: Sequence[float], name: str, example: str) -> tuple[float, ...]:
-    """The values as floats, at least two, positive and rising."""
-    found = tuple(float(value) for value in values)
-    good = len(found) > 1 and found[0] > 0 and all(a < b for a, b in zip(found, found[1:], strict=False))
-    require(good, f"{name}={list(values)}", f"{name}=[{example}], at least two positive numbers that rise")
-    return found
 
 
 def extremes(d: int, n: int, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,13 +54,6 @@ def _logistic_information() -> tuple[float, float]:
     p = torch.sigmoid(x)
     density = torch.softmax(-(x**2) / 2, 0) * p * (1 - p)
     return float(density @ x**2), float(density.sum())
-
-
-def share(hits: Tensor) -> tuple[float, float]:
-    """Share of true entries and its standard error, taken at (k + 1)/(n + 2) so that it is never zero."""
-    count, total = float(hits.sum()), hits.numel()
-    moderate = (count + 1) / (total + 2)
-    return count / total, math.sqrt(moderate * (1 - moderate) / total)
 
 
 def crossing(xs: Sequence[float], ys: Sequence[float], level: float) -> float:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fisheropt.theory.asymptotics import fluctuation_limit
 from recipes.drawing import INK, SERIES, plain_decades
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import extremes, require, rising
+from recipes.studies.floor_samples import extremes
 
 
 @final

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fisheropt.theory.asymptotics import eigenvalue_ratio, threshold_ratio
 from recipes.drawing import DASHED, INK, SERIES
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import crossing, extremes, require, rising, share
+from recipes.studies.draws import share
+from recipes.studies.floor_samples import crossing, extremes
 
 WITHIN = {14.0: 0.0, 16.0: 0.02, 18.0: 0.32, 19.8: 0.80, 22.0: 0.98, 26.0: 1.0}
 KEPT = {10.0: 0.02, 11.66: 0.75, 14.0: 1.0}

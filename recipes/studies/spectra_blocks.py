@@ -7,8 +7,8 @@ from typing import ClassVar, NamedTuple, final
 import torch
 
 from fisheropt.theory.spectrum import Kind
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Study, Tell
-from recipes.studies.floor_samples import require
 from recipes.studies.spectra_compare import Comparison, compare, histograms
 from recipes.studies.spectra_samples import Setting, orthonormal, random_head
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fisheropt.theory.dynamics import EffectiveDynamics, effective_dynamics, expected_loss
 from recipes.drawing import INK, SERIES
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import normal, require
+from recipes.studies.draws import normal
 from recipes.studies.spectra_samples import Setting, orthonormal, random_head
 
 PROPORTIONS, SNR, DURATION = (0.4, 0.35, 0.25), 4.0, 12.0

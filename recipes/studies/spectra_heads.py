@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.problems.sources import load
-from recipes.studies.floor_samples import normal
+from recipes.studies.draws import normal
 from recipes.studies.spectra_samples import Setting, features, orthonormal, random_head
 
 DIGITS = (3, 5, 8)

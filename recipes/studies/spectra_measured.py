@@ -12,14 +12,15 @@ from torch import Tensor
 from fisheropt.products import EmpiricalFisher, ModelFisher, Product
 from fisheropt.spectra import MeasuredSpectrum, measured_spectrum
 from fisheropt.theory.from_features import MixtureStatistics, mixture_statistics
-from fisheropt.theory.informative import Informative
+from fisheropt.theory.informative import Informative, informative
 from fisheropt.theory.spectrum import EffectiveSpectrum, Kind, effective_spectrum
 from recipes.drawing import BLUE, DASHED, INK, RED, SERIES, plain_decades
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import require
 from recipes.studies.spectra_heads import Head, of_digits, of_mixture, of_network
+from recipes.studies.spectra_samples import Setting, orthonormal, random_head, sampled
 
-TOP, KS, OUTLIERS = 12, 0.03, 0.05
+TOP, KS, OUTLIERS, DRAWS = 12, 0.03, 0.05, 60
 _GRID = 60
 
 
@@ -109,6 +110,7 @@ class SpectraMeasured(Study):
             tell(index / len(jobs), f"{head.name}, {kind}")
             cases.append(self._case(head, kind))
         rows = [row for case in cases[:2] for row in _required(case)]
+        rows += [_false_marks(self.dimension, kind, generator) for kind in ("hessian", "information")]
         rows += [row for case in cases[2:] for row in _told(case)]
         return Findings(tuple(rows), (_density(cases[0]), _informative([cases[0], *cases[3::2]])))
 
@@ -153,6 +155,22 @@ def _required(case: Case) -> list[Finding]:
         Finding.between(f"{case.name}: overlap of the others found, mean", others, None, 0.10, remark=_chance(case)),
         Finding.between(f"{case.name}: KS distance of the bulk", gap, None, KS, error=chance),
     ]
+
+
+def _false_marks(dimension: int, kind: Kind, generator: torch.Generator) -> Finding:
+    """How often a block has more eigenvalues above the threshold of level .01 than predicted."""
+    means = orthonormal(dimension, 3)
+    setting = Setting(means, means + 0.4 * random_head(dimension, 3, generator), (0.4, 0.35, 0.25), 8.0)
+    effective = setting.predicted(3.0, kind, 0, samples=3 * dimension)
+    marks = [
+        informative(sampled(setting, 3 * dimension, kind, 0, 1, generator).eigenvalues, effective, dimension)
+        for _ in range(DRAWS)
+    ]
+    share = sum(mark.rank > mark.predicted for mark in marks) / DRAWS
+    what, error = f"share of {DRAWS} draws with a false mark at level .01, {kind}", (share * (1 - share) / DRAWS) ** 0.5
+    if kind == "hessian":
+        return Finding.between(what, share, None, 0.1, expected=0.01, error=error)
+    return Finding.told(what, share, expected=0.01, error=error, remark="the level does not hold for soft edges")
 
 
 def _chance(case: Case) -> str:

@@ -15,8 +15,8 @@ from fisheropt.theory.dynamics import expected_loss
 from fisheropt.theory.mixture_nodes import make_mixture
 from recipes.drawing import BLUE, GREY, INK, RED, plain_decades
 from recipes.medians import Interval, median_interval
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import require
 from recipes.studies.spectra_samples import Setting, features, orthonormal
 
 Make = Callable[[nn.Module, float], torch.optim.Optimizer]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisheropt.theory.spectrum import Block, EffectiveSpectrum, Kind, effective_spectrum
-from recipes.studies.floor_samples import normal
+from recipes.studies.draws import normal
 
 GRID = 80
 SEPARATED = 1.12

@@ -10,8 +10,8 @@ import torch
 from fisheropt.theory.spectrum import effective_spectrum
 from fisheropt.theory.static_threshold import StaticThreshold, static_threshold
 from recipes.drawing import BLUE, DASHED, GREY, INK, RED
+from recipes.studies.arguments import require, rising
 from recipes.studies.base import Finding, Findings, Picture, Study, Tell
-from recipes.studies.floor_samples import require, rising
 from recipes.studies.spectra_samples import Setting, mean_and_error, orthonormal, sampled
 
 SHARES, RATIO, CRITICAL = (0.5, 0.5), 4.0, 1.0

@@ -10,8 +10,8 @@ from torch import Tensor
 from fisheropt.theory.dynamics import EffectiveDynamics, effective_dynamics
 from fisheropt.theory.spectrum import Kind
 from fisheropt.theory.transitions import Transitions, spectral_transitions
+from recipes.studies.arguments import require
 from recipes.studies.base import Finding, Findings, Study, Tell
-from recipes.studies.floor_samples import require
 from recipes.studies.spectra_ratios import Curves, Seen, picture
 from recipes.studies.spectra_samples import SEPARATED, Setting, mean_and_error, orthonormal, random_head, sampled
 

@@ -29,7 +29,8 @@ from recipes.studies import (
     floor_transition,
 )
 from recipes.studies.base import Finding, Findings, Study, StudyError
-from recipes.studies.floor_samples import FAMILIES, crossing, extremes, share, standard_scores
+from recipes.studies.draws import share
+from recipes.studies.floor_samples import FAMILIES, crossing, extremes, standard_scores
 from tests.recipes.harness import CONF
 
 STUDIES: dict[str, tuple[type[Study], dict[str, Any]]] = {

@@ -114,6 +114,7 @@ def two_classes(dimension: int, ratio: float, generator: torch.Generator) -> spe
 def test_measured_spectra_agree_where_the_theory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two classes throughout, and exact spectra: both are fast."""
     monkeypatch.setattr(spectra_heads, "DIGITS", (3, 8))
+    monkeypatch.setattr(spectra_measured, "DRAWS", 10)
     monkeypatch.setattr(spectra_measured, "of_mixture", two_classes)
     right = spectra_measured.measured_spectrum
     monkeypatch.setattr(spectra_measured, "measured_spectrum", lambda m, **given: right(m, **given | {"exact": True}))
@@ -121,7 +122,7 @@ def test_measured_spectra_agree_where_the_theory_holds(monkeypatch: pytest.Monke
     findings = study.run(quiet)
     assert drawn(findings)
     assert not [what for what in missed(findings) if "model Fisher" in what]
-    assert {row.what.split(",")[0] for row in findings.rows} == {"mixture", "digits"}
+    assert {"mixture", "digits"} < {row.what.split(",")[0] for row in findings.rows}
     case = study._case(two_classes(200, 3.0, torch.Generator().manual_seed(0)), "hessian")
     wrong = replace(case, effective=replace(case.effective, edge=0.5 * case.effective.edge))
     assert [row.holds for row in spectra_measured._required(wrong)].count(False) >= 2
