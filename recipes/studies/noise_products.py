@@ -91,7 +91,7 @@ def _picture(A: Tensor, C: Tensor) -> Picture:
         axes.plot(range(shown), C[:shown], color=drawing.RED)
         axes.plot(range(shown), (A + C)[:shown], color=drawing.GREEN)
         axes.axhline(0, color=drawing.GREY, linewidth=1.0)
-        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_yscale("symlog", linthresh=5e-3)
         axes.set_xlabel("step")
         ends = [(float(A[shown]), "A", drawing.BLUE), (float(C[shown]), "C", drawing.RED)]
         for y, name, colour in ends:
