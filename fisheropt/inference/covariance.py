@@ -155,10 +155,10 @@ class SandwichCovariance:
         """
         call = "fit.wald(restrictions, value)"
         rows = restriction(self.shapes, restrictions, call).to(self.estimate)
-        if isinstance(restrictions, Tensor) and float((rows @ self.null).abs().sum()) > _GONE * float(rows.abs().sum()):
+        if float((rows @ self.null).abs().sum()) > _GONE * float(rows.abs().sum()):
             raise ValueError(
-                f"{call}: R has a part in directions that the data do not identify; restrict contrasts, such as the "
-                f"difference of two classes' weights"
+                f"{call}: the restriction has a part in directions that the data do not identify; restrict contrasts "
+                f"by a matrix R, such as the difference of two classes' weights"
             )
         target = torch.as_tensor(value, dtype=rows.dtype, device=rows.device).expand(len(rows))
         return wald_test(rows @ self.estimate - target, rows @ self.covariance @ rows.mT, call)

@@ -73,7 +73,8 @@ def sandwich(
 
     Raises:
         RuntimeError: farther from the optimum than `tolerance`.
-        ValueError: for arguments that do not go together.
+        ValueError: for arguments that do not go together, a loss that is not the mean of its samples' own, or data that are
+            other samples in another pass.
         FloatingPointError: for a score that is not finite.
 
     Reference: huber1967behavior, white1982maximum
@@ -106,7 +107,8 @@ def _measured(scores: Scores, setting: Setting, project: Tensor | None) -> _Poin
     found = moments(scores, setting)
     directions = identification(found.curvature, project)
     gradient = directions.basis @ (directions.basis.mT @ found.gradient)
-    return _Point(found, directions, gradient, score_distance(gradient, found.noise, scores.samples))
+    distance = score_distance(gradient, found.noise, found.curvature, scores.samples)
+    return _Point(found, directions, gradient, distance)
 
 
 def _covariance(

@@ -16,7 +16,7 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.products.base import LARGEST_DENSE
 from fisheropt.products.batches import Batches
 from fisheropt.products.forward import Forward, Values
-from fisheropt.products.losses import Loss, check_mean, mean_loss
+from fisheropt.products.losses import Loss, check_mean, check_separable, mean_loss
 
 _CHUNK = 1 << 22
 _COLUMNS = 32
@@ -109,7 +109,9 @@ class Scores:
         total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         for inputs, targets, count in self._batches():
             if not isinstance(self.objective, Likelihood):
-                check_mean(self.objective, self._output(inputs), targets, self.call)
+                output = self._output(inputs)
+                check_mean(self.objective, output, targets, self.call)
+                check_separable(self.objective, output, targets, count, self.call)
 
             def mean(values: Values, x: Any = inputs, y: Any = targets) -> Tensor:
                 return self._mean_loss(self._forward(values, x), y)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, quantise, resolve
 from fisheropt.control.matched_step import matched_step
 from fisheropt.likelihoods import Likelihood
-from fisheropt.optim import metric as metrics
 from fisheropt.optim import running
 from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.group import Group, number
+from fisheropt.optim.metrics import full as metrics
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.report import plural

@@ -24,8 +24,15 @@ from fisheropt.optim.report import Report, group_report, nothing_measured
 from fisheropt.statistics import Covariance
 from fisheropt.statistics.base import Shape
 from fisheropt.taps import SampleTap
+from fisheropt.taps.outside import outside
 
 _UNSEEN = 10
+
+_OUTSIDE = (
+    "{:.0%} of the squared gradient last measured did not come through the samples of the modules. A weight penalty in the "
+    "loss, or a change of p.grad after backward(), does that and is no noise; but if a module's weight is used outside its "
+    "call, as in x @ layer.weight, the noise of that use is missed: call the module, or write a rule, @fisheropt.rule(...)."
+)
 
 
 class FisherOptimizer(ObservingOptimizer):
@@ -128,8 +135,10 @@ class FisherOptimizer(ObservingOptimizer):
         group = self.param_groups[index]
         if tap is None or not self._due(group) or all(p.grad is None for p in group["params"]):
             return None
-        if isinstance(tap, SampleTap) and not self._seen(tap, group):
-            return None
+        if isinstance(tap, SampleTap):
+            if not self._seen(tap, group):
+                return None
+            group["outside"] = outside(tap)
         return read(tap, scale.statistics())
 
     def _seen(self, tap: SampleTap, group: Group) -> bool:
@@ -238,6 +247,9 @@ class FisherOptimizer(ObservingOptimizer):
         unseen = int(max(g["unseen"] for g in self.param_groups))
         if unseen:
             advice = (f"{unseen} due measurements found gradients that did not come through the model given.", *advice)
+        apart = max(g["outside"] for g in self.param_groups)
+        if apart:
+            advice = (_OUTSIDE.format(apart), *advice)
         unwatched = sum(self._unwatched(group) for group in groups)
         if unwatched:
             advice = (

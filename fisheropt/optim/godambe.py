@@ -20,8 +20,8 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import metrics, running
 from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.group import Group
-from fisheropt.optim.metric import check
 from fisheropt.optim.metrics import basis
+from fisheropt.optim.metrics.full import check
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.statistics import JointStatistic
@@ -64,8 +64,9 @@ class GodambeSGD(FisherOptimizer):
             falls like 1/n; with low rank it is "bulk", the mean of the eigenvalues that are not kept.
         likelihood: of the model's output, for H: "bernoulli", "categorical", "gaussian", "poisson", "multilabel" or an
             object of `fisheropt.likelihoods`; the loss is its mean negative log-likelihood.
-        every: steps between measurements; "auto" takes the first ten and then each tenth, with low rank those at powers
-            of two and then as many apart as `overhead` allows.
+        every: steps between measurements; "auto" takes the first ten and then each tenth, with low rank the steps 0, 1, 2, 4,
+            8 and 10, from there on each 1.3 times the one before (15 of the first 125), until they are as many apart as
+            `overhead` allows.
         overhead: the share of a step that measuring may cost.
 
     Raises:
@@ -147,14 +148,16 @@ class GodambeSGD(FisherOptimizer):
         """Load, and keep the precision of what was learnt beside parameters of less."""
         super().load_state_dict(state_dict)
         basis.restore(self.state, self.param_groups, state_dict)
+        for tap, group in zip(self._taps, self.param_groups, strict=True):
+            if tap is not None:  # torch's own loading has aimed along a basis that it had rounded
+                self._arm(tap, group)
 
     def _due(self, group: Group) -> bool:
         tap = self._tap_of(group)
         interval = metrics.of(tap).interval(group, tap, self._likelihood is not None)
         if group["every"] != "auto" or interval is None:
             return super()._due(group)
-        steps = int(group["steps"])
-        return steps % interval == 0 if steps >= interval else steps & (steps - 1) == 0
+        return metrics.scheduled(int(group["steps"]), interval)
 
     def _arm(self, tap: Tap, group: Group) -> None:
         super()._arm(tap, group)

@@ -18,7 +18,7 @@ from fisheropt.taps import Tap
 
 Group = dict[str, Any]
 
-_COUNTERS = ("steps", "samples", "measured", "unseen", "skipped", "count", "signal")
+_COUNTERS = ("steps", "samples", "measured", "unseen", "outside", "skipped", "count", "signal")
 
 
 def number(value: float | Tensor) -> float:
@@ -93,6 +93,10 @@ def start_noise(group: Group, tap: Tap | None) -> None:
         running.start(group, key, torch.zeros(shape, dtype=torch.float64, device=device_of(tap)))
         if group[key].shape != shape:
             raise ValueError(
-                f"the state holds noise in {len(group[key])} directions, this optimizer measures {shape[0]}; build it "
-                f"with the directions= and the model of the checkpoint"
+                f"the state holds noise {_described(group[key].shape)}, this optimizer measures it {_described(shape)}; "
+                f"build it with the structure= or directions= and the model of the checkpoint"
             )
+
+
+def _described(shape: torch.Size) -> str:
+    return f"in {shape[0]} directions" if shape else "as a trace over all parameters"

@@ -77,7 +77,7 @@ def read(tap: Tap, scale: float) -> Reading | None:
     if augmented is None:
         return None
     augmented = augmented.double()
-    measured = tap.information(round(float(augmented[-1, -1]))) if isinstance(tap, SampleTap) else None
+    measured = tap.information() if isinstance(tap, SampleTap) else None
     information = None if measured is None else measured.augmented
     between = None
     if isinstance(tap, SampleTap) and tap.channel.parallel:

@@ -155,7 +155,8 @@ def histogram(values: Tensor, counts: Tensor) -> Tensor:
         values: [n].
         counts: how often each occurs, [n].
     """
-    place = (values.log2() * _PER_OCTAVE + SIZES // 2).clamp(0, SIZES - 1.001)
+    sizes = values.log2().nan_to_num()  # a size that is no number is for the reading to find
+    place = (sizes * _PER_OCTAVE + SIZES // 2).clamp(0, SIZES - 1.001)
     cell, share = place.long(), place.frac()
     empty, (lower, upper) = values.new_zeros(SIZES), (counts * (1 - share), counts * share)
     held = empty.index_add(0, cell, lower).index_add(0, cell + 1, upper)

@@ -11,7 +11,7 @@ from torch.func import jvp, vjp
 from fisheropt.products.base import Product
 from fisheropt.products.batches import Batch
 from fisheropt.products.forward import Values
-from fisheropt.products.losses import Loss, sample_losses
+from fisheropt.products.losses import Loss, check_separable, sample_losses
 
 
 @final
@@ -22,9 +22,12 @@ class EmpiricalFisher(Product):
 
     Args:
         model: in eval mode where it has BatchNorm or dropout.
-        loss: loss(output, target), the mean over a batch; a sample's own is that of the batch it makes alone.
+        loss: loss(output, target), the mean over a batch of the samples' own, each that of the batch it makes alone.
         data: batches (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of keywords.
         parameters: names or tensors; None takes all that require gradients.
+
+    Raises:
+        ValueError: in the first product, for a loss that is not such a mean, as with class weights.
 
     Reference: kunstner2019limitations
     """
@@ -38,6 +41,25 @@ class EmpiricalFisher(Product):
     ) -> None:
         super().__init__(model, data, parameters)
         self._loss = loss
+        self._checked = False
+
+    def _mean(self, of: Any, columns: Values) -> Values:
+        mean = super()._mean(self._checking(of), columns)
+        self._checked = True
+        return mean
+
+    def _checking(self, of: Any) -> Any:
+        """The same, with a look at the loss of every batch in the first pass."""
+        if self._checked:
+            return of
+
+        def checked(values: Values, batch: Batch, columns: Values) -> Values:
+            output = self._forward(values, batch.inputs)
+            check_separable(self._loss, output, batch.targets, batch.samples, self.call)
+            result: Values = of(values, batch, columns)
+            return result
+
+        return checked
 
     def _apply(self, values: Values, batch: Batch, columns: Values) -> Values:
         pull = vjp(lambda at: self._losses(at, batch), values)[1]

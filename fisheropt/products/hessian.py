@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.func import grad, jvp
+from torch.func import grad, vjp
 
 from fisheropt.products.base import Product
 from fisheropt.products.batches import Batch
@@ -16,7 +16,9 @@ from fisheropt.products.losses import Loss, check_mean, mean_loss
 
 @final
 class Hessian(Product):
-    """H = ∂²L/∂θ∂θᵀ of L, the mean loss over the samples of data: forward over reverse mode.
+    """H = ∂²L/∂θ∂θᵀ of L, the mean loss over the samples of data: reverse over reverse mode.
+
+    Some losses have no forward derivative of second order, as `F.mse_loss` and `F.huber_loss`.
 
     Args:
         model: in eval mode where it has BatchNorm or dropout.
@@ -46,4 +48,4 @@ class Hessian(Product):
         def mean(at: Values) -> Tensor:
             return mean_loss(self._loss, self._forward(at, batch.inputs), batch.targets, self.call)
 
-        return self._columns(lambda column: jvp(grad(mean), (values,), (column,))[1], columns)
+        return self._columns(lambda column: vjp(grad(mean), values)[1](column)[0], columns)

@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+_AGREEMENT = 1e-3
 
 
 def mean_loss(loss: Loss, output: Any, targets: Any, call: str) -> Tensor:
@@ -46,3 +48,32 @@ def check_mean(loss: Loss, output: Any, targets: Any, call: str) -> None:
     once, double = mean_loss(loss, output, targets, call), mean_loss(loss, twice, again, call)
     if (double - 2 * once).abs() < 1e-3 * once.abs():
         raise ValueError(f"{call}: loss(output, target) is a sum over samples; write reduction='mean'")
+
+
+def check_separable(loss: Loss, output: Any, targets: Any, samples: int, call: str) -> None:
+    """Refuse a loss of a batch that is not the mean of its samples' own, as one with class weights is not.
+
+    Their gradients in the outputs are compared, as the values can agree by chance, at outputs of zero say.
+    """
+    leaves, spec = tree_flatten(output)
+    moved = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    def placed(parts: Any) -> Any:
+        held = dict(zip(moved, parts, strict=True))
+        return tree_unflatten([held.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+
+    def together(parts: Any) -> Tensor:
+        return mean_loss(loss, placed(parts), targets, call)
+
+    def apart(parts: Any) -> Tensor:
+        return sample_losses(loss, placed(parts), targets, samples, call).mean()
+
+    given = tuple(leaves[i] for i in moved)
+    pairs = list(zip(grad(together)(given), grad(apart)(given), strict=True))
+    for left, right in pairs:
+        rounding = max(_AGREEMENT, 8 * torch.finfo(left.dtype).eps)
+        if (left - right).abs().max() > rounding * right.abs().max():
+            raise ValueError(
+                f"{call}: loss(output, target) of a batch is not the mean of its samples' own losses, as with class weights, "
+                f"ignored targets or a sum; write lambda z, y: (w[y] * F.cross_entropy(z, y, reduction='none')).mean()"
+            )

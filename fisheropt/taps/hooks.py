@@ -2,122 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
 from fisheropt.persample import PerSample
 from fisheropt.statistics import JointStatistic, Statistic
 from fisheropt.taps.base import of_parameter
+from fisheropt.taps.channel import JOINT, Carrier, Channel, Information, Passage
 from fisheropt.taps.routes import Route
-from fisheropt.taps.scores import Scores, Waiting
-from fisheropt.taps.sink import Fold, Sink
-
-JOINT = ""
-"""The name of the leaf that a joint statistic of all parameters has."""
-
-
-class Information(NamedTuple):
-    """What the likelihood's backward of one forward has read: the folded coordinates and, where asked for, the scores."""
-
-    augmented: Tensor
-    scores: Scores | None
-
-    def plus(self, other: Information) -> Information:
-        """Over the samples of both."""
-        scores = None if self.scores is None or other.scores is None else self.scores.merge(other.scores)
-        return Information(self.augmented + other.augmented, scores)
-
-
-@final
-class Channel:
-    """What the hooks of one tap share. It holds leaves only, so it is copied and pickled with the model.
-
-    Args:
-        leaves: whose gradients are the readings.
-        sums: whose gradients are Σₙ hₙ.
-        counts: whose gradients are numbers of samples.
-        directions: of a joint statistic, in each parameter.
-        scores: where the response of the directions is collected; None for other statistics.
-    """
-
-    def __init__(
-        self,
-        leaves: dict[str, Tensor],
-        sums: dict[str, Tensor],
-        counts: dict[str, Tensor],
-        directions: dict[str, Directions],
-        scores: Scores | None,
-    ) -> None:
-        self.on = True
-        self.directions = directions
-        self.scores = scores
-        self.respond = True
-        self.compiled = False
-        self.leaves = leaves
-        self.sums = sums
-        self.counts = counts
-        self.samples: int | None = None
-        self.called: tuple[str, ...] = ()
-        self.carrier: Carrier | None = None
-        self.last: Carrier | None = None
-        self.information: list[Information] = []
-        self.parallel = False
-        self.seed = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"samples": None, "called": (), "carrier": None, "last": None}
-
-    def observing(self) -> bool:
-        """Whether a forward now leads to a backward that is to be read; torch.func has gradients of its own."""
-        if not self.on or not torch.is_grad_enabled():
-            return False
-        return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
-
-    def shared(self) -> Carrier | None:
-        """The sink that all layers share: of the running forward, or of the last one while checkpointing repeats it."""
-        if self.carrier is None and not torch.compiler.is_compiling() and _repeated():
-            return self.last
-        return self.carrier
-
-    def drop_gradients(self) -> None:
-        """Forget what backward has left."""
-        for leaf in (*self.leaves.values(), *self.sums.values(), *self.counts.values()):
-            leaf.grad = None
-        if self.scores is not None:
-            self.scores = Scores()
-
-
-@final
-class Carrier:
-    """The sink [n, k] of one forward, which all its layers share, and the forms that wait for its gradient."""
-
-    def __init__(self, channel: Channel, samples: int) -> None:
-        self.channel = channel
-        self.waiting = None if channel.scores is None else Waiting()
-        folded = None if self.waiting is None else self
-        self.sink: Tensor = Fold.apply(channel.leaves[JOINT], samples, folded)  # type: ignore[no-untyped-call]
-
-    def fold(self, z: Tensor) -> None:
-        """Turn the waiting forms into responses, now that their coordinates are complete."""
-        scores = self.channel.scores
-        assert self.waiting is not None and scores is not None
-        with torch.autocast(z.device.type, enabled=False):
-            scores.add(self.waiting.take(), z, self.channel.respond)
-
-
-def _repeated() -> bool:
-    """Whether a non-reentrant checkpoint runs its forward again, whose graph is not the one that backward follows.
-
-    A reentrant one runs a backward of its own, which would fold the coordinates of its part of the model alone.
-    """
-    in_backward: bool = torch._C._current_graph_task_id() != -1
-    return in_backward and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+from fisheropt.taps.scores import Scores
+from fisheropt.taps.sink import Once, Sink
 
 
 @final
@@ -143,6 +42,8 @@ class LayerHook:
         saved, context = self.rule.saved(module, args, kwargs)
         waiting = None if carrier is None else carrier.waiting
         count = self.channel.counts[self.path]
+        if not self.joint and not torch.compiler.is_compiling():
+            count = Once.apply(count, Passage(self.channel))  # type: ignore[no-untyped-call]
         return Sink.apply(self, (context, waiting), output, *own, count, *saved)  # type: ignore[no-untyped-call]
 
     def _leaves(self) -> tuple[Tensor, ...]:
@@ -241,27 +142,33 @@ class RootExit:
         self.likelihood = likelihood
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.channel.samples = None
-        self.channel.carrier, self.channel.last = None, self.channel.carrier
-        if self.likelihood is None or self.channel.last is None or torch.compiler.is_compiling():
+        channel, carrier = self.channel, self.channel.carrier
+        channel.samples, channel.carrier = None, None
+        if carrier is None:
+            return
+        channel.last = carrier
+        if self.likelihood is None or carrier.passage is None:
             return
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"likelihood= needs a model that returns its logits as one tensor, not {type(output).__name__}"
             )
-        cotangent = self.likelihood.cotangent(output.detach(), self.channel.seed)
-        self.channel.information.append(self._information(output, cotangent))
-        self.channel.seed += 1
+        cotangent = self.likelihood.cotangent(output.detach(), channel.seed)
+        carrier.passage.information = self._information(output, cotangent)
+        channel.seed += carrier.passage.information is not None
 
-    def _information(self, output: Tensor, cotangent: Tensor) -> Information:
-        """One backward from the cotangent, whose scores are kept apart from those of the loss."""
-        channel, held = self.channel, self.channel.scores
-        channel.scores, channel.respond = None if held is None else Scores(), True
+    def _information(self, output: Tensor, cotangent: Tensor) -> Information | None:
+        """One backward from the cotangent, whose scores are kept apart from those of the loss; None for a frozen model."""
+        if not output.requires_grad:
+            return None
+        channel, held, respond = self.channel, self.channel.scores, self.channel.respond
+        channel.scores, channel.respond, channel.measuring = None if held is None else Scores(), True, True
         try:
-            (reading,) = torch.autograd.grad(output, channel.leaves[JOINT], cotangent, retain_graph=True)
-            return Information(reading, channel.scores)
+            leaf = channel.leaves[JOINT]
+            (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+            return None if reading is None else Information(reading, channel.scores)
         finally:
-            channel.scores, channel.respond = held, False
+            channel.scores, channel.respond, channel.measuring = held, respond, False
 
 
 def _coupled(norm: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, cast, final
 
 import torch
@@ -13,7 +14,8 @@ from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic, Moments, Statistic
 from fisheropt.statistics.response import Response
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
-from fisheropt.taps.hooks import JOINT, PLACED, Channel, Information, LayerHook, RootEntry, RootExit
+from fisheropt.taps.channel import JOINT, Channel, Information
+from fisheropt.taps.hooks import PLACED, LayerHook, RootEntry, RootExit
 from fisheropt.taps.routes import Route, routes
 from fisheropt.taps.scores import Scores
 
@@ -129,17 +131,12 @@ class SampleTap(Tap):
         squared = of_parameter(self.statistic).of(Dense(total.unsqueeze(0)))
         return Moments(second, squared, count, self.statistic.shape)
 
-    def information(self, samples: int) -> Information | None:
-        """[[ΣJᵀuuᵀJ, ·], [·, c]] over the forwards that backward went through, the last ones of `samples` in all.
+    def information(self) -> Information | None:
+        """[[ΣJᵀuuᵀJ, ·], [·, c]] over the forwards that backward went through since the last `clear`.
 
         A forward without a backward, for validation or a batch that was thrown away, does not count.
         """
-        total, missing = None, samples
-        for reading in reversed(self.channel.information):
-            size = round(float(reading.augmented[-1, -1]))
-            if size <= missing:
-                total, missing = (reading if total is None else total.plus(reading)), missing - size
-        return total
+        return reduce(Information.plus, self.channel.information) if self.channel.information else None
 
     def check(self, counts: dict[str, int], samples: int) -> None:
         """Refuse a reading that misses samples or modules."""
@@ -160,12 +157,19 @@ class SampleTap(Tap):
 
     def clear(self) -> None:
         self.channel.drop_gradients()
-        self.channel.information = []
 
     def drop_gradients(self) -> None:
         self.channel.drop_gradients()
 
     def enable(self, on: bool = True) -> None:
+        self.channel.on = on
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"on": self.channel.on}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        on = state.pop("on")
+        vars(self).update(state)
         self.channel.on = on
 
 

@@ -1,4 +1,4 @@
-"""The two autograd functions by which a statistic becomes the gradient of a leaf.
+"""The autograd functions by which a statistic becomes the gradient of a leaf.
 
 `Sink` is the identity on a layer's output with more inputs, the sinks; its backward returns for them sums over samples.
 `Fold` makes, from a leaf of shape [k+1, k+1], the sink [n, k] that all layers of a group share. Autograd sums the layers'
@@ -68,3 +68,25 @@ class Fold(torch.autograd.Function):
             ctx.folded.fold(wide)
         z = torch.cat([wide, wide.new_ones(wide.shape[0], 1)], 1)
         return z.T @ z, None, None
+
+
+class Differentiated(Protocol):
+    """What wants to know that the loss of a forward is differentiated."""
+
+    def differentiate(self) -> None:
+        """Count a backward."""
+        ...
+
+
+class Once(torch.autograd.Function):
+    """The identity on the leaf of a layer's count, which no backward reaches that only looks at gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, passage: Differentiated) -> Tensor:
+        ctx.passage = passage
+        return leaf.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.passage.differentiate()
+        return grads[0], None

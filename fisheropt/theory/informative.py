@@ -59,8 +59,9 @@ def informative(
     """Marks the measured eigenvalues that the bulk alone would exceed with probability at most `level`.
 
     Valid in the setting of the theory: fresh data, features Gaussian around the class means with one noise
-    variance. For the information matrix compute `spectrum` with `samples=`, as the edge of its limit is far
-    above what is seen.
+    variance. For blocks of the information matrix the level is not kept: at .01 we saw false marks in 10 of 60 draws
+    (.17), for the Hessian in none of 60. For the information matrix compute `spectrum` with `samples=`, as the edge of
+    its limit is far above what is seen.
 
     Args:
         eigenvalues: [n] measured eigenvalues, in any order.

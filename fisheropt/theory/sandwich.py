@@ -23,6 +23,7 @@ NULL = 1e-10
 """Share of the largest eigenvalue of H, in units of its own diagonal, below which a direction has no curvature."""
 
 _SATURATED = 1e-9
+_UNSEEN = 1e-9
 
 
 class Identification(NamedTuple):
@@ -196,16 +197,21 @@ def identification(curvature: Tensor, project: Tensor | None = None) -> Identifi
     return Identification(whole[:, count:], whole[:, :count])
 
 
-def score_distance(gradient: Tensor, noise: Tensor, samples: int) -> float:
+def score_distance(gradient: Tensor, noise: Tensor, curvature: Tensor, samples: int) -> float:
     """How far the optimum is, in standard errors of the direction in which it is farthest: (n g^T G^+ g)^(1/2).
 
-    That is the length of the Newton step H^-1 g in the metric of H^-1 G H^-1/n, where H cancels.
+    That is the length of the Newton step H^-1 g in the metric of H^-1 G H^-1/n, where H cancels. To G is added 1e-9 of H, in
+    units of G, so that a direction without noise is not far from its optimum by a step that no loss would show.
 
     Args:
         gradient: g [d], the mean score.
         noise: G [d, d].
+        curvature: H [d, d].
         samples: n.
     """
+    curved = curvature.diagonal() > 0
+    unit = (noise.diagonal()[curved] / curvature.diagonal()[curved]).sum() / curved.sum().clamp_min(1)
+    noise = noise + _UNSEEN * unit * curvature
     scale = noise.diagonal().clamp_min(torch.finfo(noise.dtype).tiny).rsqrt()
     scaled = scale * gradient
     inverse = torch.linalg.pinv(scale[:, None] * noise * scale, hermitian=True, rtol=1e-12)

@@ -123,15 +123,25 @@ def test_a_backward_that_never_folds_leaves_nothing_behind():
     torch.testing.assert_close(flat(tap.scores().responses, case), expected, **EXACT)
 
 
-def test_a_backward_through_a_kept_graph_counts_each_time():
+def test_a_second_backward_through_one_forward_is_refused():
+    case = CASES["linear"]()
+    with aimed(case):
+        loss = case.loss()
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="Add the losses"):
+            loss.backward()
+
+
+def test_a_second_backward_counts_alone_after_clearing():
     case = CASES["linear"]()
     with aimed(case) as tap:
         loss = case.loss()
-        loss.backward(retain_graph=True)
+        loss.square().backward(retain_graph=True)
+        tap.clear()
         loss.backward()
     h = truth(case)
     v = flat({n: d.basis for n, d in directions(case).items()}, case)
-    torch.testing.assert_close(flat(tap.scores().responses, case)[:K], 2 * v @ h.T @ h, **EXACT)
+    torch.testing.assert_close(flat(tap.scores().responses, case)[:K], v @ h.T @ h, **EXACT)
 
 
 def test_activation_checkpoints_change_nothing():
@@ -159,7 +169,7 @@ def test_with_a_likelihood_the_response_is_that_of_its_cotangents():
     a = torch.cat([case.batch[0], torch.ones(case.samples, 1, dtype=torch.float64)], 1)
     h = torch.cat([(u[:, :, None] * a[:, None, :-1]).flatten(1), u], 1)
     v = flat({n: d.basis for n, d in directions(case).items()}, case)
-    information = tap.information(case.samples).scores
+    information = tap.information().scores
     torch.testing.assert_close(flat(information.responses, case), check(information, h, v), **EXACT)
     check(tap.scores(), truth(case), v)
     torch.testing.assert_close(flat(tap.scores().responses, case)[0], truth(case).sum(0), **EXACT)

@@ -1,5 +1,7 @@
 """GodambeSGD against dense formulas, and its promise on one pass."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -202,3 +204,109 @@ def test_training_gives_the_sandwich_that_a_second_look_gives():
     plain = fisheropt.GodambeSGD(nn.Linear(2, 1), lr=0.1)
     with pytest.raises(RuntimeError, match=r"fisheropt\.inference\.sandwich\(model"):
         plain.sandwich()
+
+
+def classify(optimizer, model, steps, start=0, dtype=torch.float32):
+    """Steps on Gaussian classes, each batch its own."""
+    for i in range(start, start + steps):
+        generator = torch.Generator().manual_seed(i)
+        y = torch.randint(0, 4, (32,), generator=generator)
+        x = (2 * torch.eye(4, 20)[y] + torch.randn(32, 20, generator=generator)).to(dtype)
+        F.cross_entropy(model(x).float(), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("cut", [8, 9, 13])
+def test_a_resumed_low_rank_run_is_the_same_run(dtype, cut):
+    """Cut before a step that is measured, where torch's loading casts the directions, and before one that is not."""
+    torch.manual_seed(0)
+    model = nn.Linear(20, 4).to(dtype)
+    options = {"lr": 0.1, "structure": "lowrank", "likelihood": "categorical", "damping": 1.0}
+    optimizer = fisheropt.GodambeSGD(model, **options)
+    classify(optimizer, model, cut, dtype=dtype)
+    other = copy.deepcopy(nn.Linear(20, 4).to(dtype))
+    other.load_state_dict(model.state_dict())
+    again = fisheropt.GodambeSGD(other, **options)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for held, of in ((optimizer, model), (again, other)):
+        classify(held, of, 12, cut, dtype)
+    assert torch.equal(vector(model), vector(other))
+    for key in ("eigenvalues", "gains", "scores", "sizes"):
+        assert torch.equal(optimizer.param_groups[0][key], again.param_groups[0][key])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+@pytest.mark.parametrize("structure", ["full", "lowrank"])
+def test_a_batch_that_is_not_finite_is_skipped(bad, likelihood, structure):
+    torch.manual_seed(0)
+    model = nn.Linear(20, 4)
+    optimizer = fisheropt.GodambeSGD(model, lr=0.1, structure=structure, likelihood=likelihood, every=1)
+    classify(optimizer, model, 3)
+    before = vector(model)
+    x = torch.randn(8, 20)
+    x[3, 2] = bad
+    F.cross_entropy(model(x), torch.zeros(8, dtype=torch.long)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert torch.equal(vector(model), before) and optimizer.report().skipped == 1
+    classify(optimizer, model, 3, 3)
+    assert vector(model).isfinite().all() and not torch.equal(vector(model), before)
+
+
+@pytest.mark.parametrize("structure", ["full", "lowrank"])
+def test_gradients_of_unwatched_parameters_alone_are_plain(structure):
+    """The head is frozen where the optimizer is built; later the rest is frozen and the head is not."""
+    model = nn.Sequential(nn.Linear(20, 6), nn.Tanh(), nn.Linear(6, 4))
+    model[2].requires_grad_(False)
+    optimizer = fisheropt.GodambeSGD(model, lr=0.1, structure=structure)
+    classify(optimizer, model, 3)
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(True)
+    before = model[2].bias.detach().clone()
+    F.cross_entropy(model(torch.ones(8, 20)), torch.zeros(8, dtype=torch.long)).backward()
+    gradient = model[2].bias.grad.clone()
+    optimizer.step()
+    torch.testing.assert_close(model[2].bias.detach(), before - 0.1 * gradient)
+
+
+@pytest.mark.parametrize(("saved", "built"), [("full", "lowrank"), ("lowrank", "full")])
+def test_a_state_of_another_structure_is_refused_in_words(saved, built):
+    state = fisheropt.GodambeSGD(nn.Linear(3, 2), lr=0.1, structure=saved).state_dict()
+    optimizer = fisheropt.GodambeSGD(nn.Linear(3, 2), lr=0.1, structure=built)
+    with pytest.raises(ValueError, match="a trace over all parameters.*structure="):
+        optimizer.load_state_dict(state)
+
+
+def advised(loss, likelihood, lr=0.2, batch=16):
+    """The advice after 60 batches of a true model, each measured."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = fisheropt.GodambeSGD(model, lr=lr, likelihood=likelihood, every=1)
+    for _ in range(60):
+        x = torch.randn(batch, 4)
+        mean = x.sum(1, keepdim=True) / 2
+        y = mean + torch.randn(batch, 1) if likelihood == "gaussian" else torch.bernoulli(mean.sigmoid())
+        loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return " ".join(optimizer.report().advice)
+
+
+def test_a_loss_that_is_not_the_likelihoods_is_advised_of():
+    """Its sum has G of 16² times that of the mean, a mean squared error without the half four times."""
+    assert advised(lambda z, y: F.mse_loss(z, y) / 2, "gaussian") == ""
+    assert advised(F.binary_cross_entropy_with_logits, "bernoulli") == ""
+    assert "near 2²" in advised(F.mse_loss, "gaussian") and "mse_loss(output, target) / 2" in advised(
+        F.mse_loss, "gaussian"
+    )
+    for loss, likelihood in ((F.mse_loss, "gaussian"), (F.binary_cross_entropy_with_logits, "bernoulli")):
+        share = 0.5 if likelihood == "gaussian" else 1.0
+        words = advised(lambda z, y, f=loss, c=share: c * f(z, y, reduction="sum"), likelihood, lr=0.01)
+        assert (
+            "near 16²" in words
+            and "reduction='mean'" in words
+            and ("variance 256" in words) == (likelihood == "gaussian")
+        )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from fisheropt.optim.group import Group
-from fisheropt.optim.metric import LARGEST
-from fisheropt.optim.metrics.full import Full
+from fisheropt.optim.metrics.full import LARGEST, Full
 from fisheropt.optim.metrics.lowrank import LowRank, check_rank
+from fisheropt.optim.metrics.schedule import scheduled
 from fisheropt.optim.metrics.structure import Structure
 from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
 
-__all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "of"]
+__all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "of", "scheduled"]
 
 STRUCTURES: dict[str, Structure] = {"full": Full(), "lowrank": LowRank()}
 NAMES = ("auto", *STRUCTURES)

@@ -1,18 +1,29 @@
-"""One matrix over all parameters of a group."""
+"""The metric P = (M + ρI)⁻¹ of a group with few parameters: one matrix, from a running estimate M of information or noise.
+
+The damping is a share of what one more sample could add, ρ = α tr(M)/n: a direction that n samples have not shown may still
+have about that much, and ρ vanishes like 1/n beside M. The shares are ours (docs/design.md has the numbers): .1 for the
+curvature once n is far above the number of parameters, 1 before and for the noise, which vanishes where a model can fit
+every sample and would let steps grow without bound.
+"""
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
-from fisheropt.optim import metric, running
-from fisheropt.optim.group import Group, number
+from fisheropt.optim import running
+from fisheropt.optim.group import Group, device_of, noise_shape, number
 from fisheropt.optim.metrics.structure import InMetric, State, Structure
 from fisheropt.optim.reading import Reading
-from fisheropt.statistics import JointStatistic
+from fisheropt.statistics import FullCovariance, JointStatistic
 from fisheropt.taps import Tap
+
+Damping = float | Literal["auto"]
+LARGEST = 4096
+_SHARE = {"information": 0.1, "covariance": 1.0}
+_NEAR = 0.25
 
 
 @final
@@ -25,10 +36,10 @@ class Full(Structure):
                 "damping='bulk' is the mean of the eigenvalues that structure='lowrank' leaves out; write "
                 "GodambeSGD(..., structure='lowrank', damping='bulk'), or damping='auto'"
             )
-        return metric.statistic(parameters, f"GodambeSGD(structure={group['structure']!r})")
+        return statistic(parameters, f"GodambeSGD(structure={group['structure']!r})")
 
     def fresh(self, tap: Tap | None) -> Group:
-        return metric.fresh(tap)
+        return fresh(tap)
 
     def interval(self, group: Group, tap: Tap, likelihood: bool) -> int | None:
         return None
@@ -37,7 +48,7 @@ class Full(Structure):
         """The directions are the coordinates, always."""
 
     def learn(self, group: Group, tap: Tap, state: State, reading: Reading, decay: float) -> InMetric | None:
-        metric.refresh(group, "covariance" if reading.information is None else "information")
+        refresh(group, "covariance" if reading.information is None else "information")
         if reading.covariance is None or not group["metric_ready"]:
             return None
         squared = reading.gradient @ group["metric_inverse"] @ reading.gradient
@@ -48,7 +59,7 @@ class Full(Structure):
         self, group: Group, tap: Tap, state: State, gain: float, parameters: list[Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
         watched = list(tap.parameters.values())
-        return metric.apply(group["metric_inverse"], long_run(group), gain, watched, parameters, grads)
+        return apply(group["metric_inverse"], long_run(group), gain, watched, parameters, grads)
 
     def details(self, group: Group, tap: Tap) -> dict[str, Any]:
         dof = running.effective_count(group, "covariance")
@@ -79,11 +90,124 @@ class Full(Structure):
         return (
             f"tr(H⁻¹G) = {dimension:.1f} ± {error:.1f} for {size} parameters; the two agree where the model is well "
             f"specified. The expected excess loss after n samples is at least tr(H⁻¹G)/2n.",
-            (),
+            _another_loss(group, dimension / size, error / size),
         )
+
+
+def _another_loss(group: Group, ratio: float, error: float) -> tuple[str, ...]:
+    """Advice where tr(H⁻¹G)/d is what a loss that is c times the likelihood's gives, c²: c the batch size, or 2.
+
+    Loosely, as damping makes the ratio smaller, and steps too long for such a loss make it larger.
+    """
+    gaussian, count = "gaussian" in str(group["likelihood"]).lower(), group["count"]
+    found = f"tr(H⁻¹G)/d = {ratio:.3g} ± {error:.2g} is near"
+    if count > 4 and count**2 / 2 <= ratio <= 2 * count**2:
+        other = f", or noise of variance {count**2:.0f}" if gaussian else ""
+        return (
+            f"{found} {count:.0f}², as for a loss that is the sum over {count:.0f} samples{other}; the likelihood's loss is "
+            f"a mean, write reduction='mean'",
+        )
+    if gaussian and abs(ratio - 4) <= _NEAR * 4 + 2 * error:
+        return (
+            f"{found} 2², as for a mean squared error without its half, or noise of variance 4; the Gaussian loss is "
+            f"F.mse_loss(output, target) / 2",
+        )
+    return ()
 
 
 def long_run(group: Group) -> float | Tensor:
     """What momentum makes of the learning rate in the long run, η/(1 - momentum)."""
     lr: float | Tensor = group["lr"]
     return lr / (1 - number(group["momentum"]))
+
+
+def check(damping: Damping) -> None:
+    """Refuse a damping that is negative or no number."""
+    if damping != "auto" and (isinstance(damping, str) or damping < 0):
+        raise ValueError(f"damping={damping!r} must be 'auto' or a number >= 0, added to the metric's eigenvalues")
+
+
+def statistic(parameters: dict[str, Tensor], call: str) -> FullCovariance:
+    """The covariance over all parameters of a group.
+
+    Args:
+        parameters: the group's trainable ones.
+        call: as the user wrote it, for the error.
+
+    Raises:
+        ValueError: for more parameters than one matrix serves.
+    """
+    size = sum(p.numel() for p in parameters.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"{call} keeps one matrix over the {size:,} parameters of a group, up to {LARGEST:,}; freeze all but the head, "
+            f"or put the large layers into a group with metric=None"
+        )
+    return FullCovariance()
+
+
+def fresh(tap: Tap | None) -> dict[str, Any]:
+    """The state of a metric before any reading: P under "metric_inverse", ρ under "metric_damping"."""
+    shape, device = torch.Size((0, 0)), None
+    if tap is not None and isinstance(tap.statistic, FullCovariance):
+        shape, device = noise_shape(tap), device_of(tap)
+    zero = torch.zeros(shape, dtype=torch.float64, device=device)
+    return {"metric_inverse": zero, "metric_damping": 0.0, "metric_ready": 0.0}
+
+
+def refresh(group: dict[str, Any], key: str) -> None:
+    """Recompute P from the running mean under `key`; keeps the last P while no sample has been seen.
+
+    Args:
+        group: the parameter group.
+        key: of M, "information" or "covariance".
+    """
+    count = running.effective_count(group, key)
+    if count == 0:
+        return
+    matrix: Tensor = group[key]
+    scale = float(matrix.diagonal().sum())
+    if scale <= 0:
+        return
+    share = min(1.0, _SHARE[key] + len(matrix) / count)
+    damping = share * scale / count if group["damping"] == "auto" else float(group["damping"])
+    damping += float(group["weight_decay"])
+    floor = torch.finfo(matrix.dtype).eps * scale
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    for ridge in (max(damping, floor), max(damping, torch.finfo(torch.float32).eps * scale)):
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * identity)
+        if not failed:  # float32 gradients can leave a singular matrix slightly indefinite
+            group["metric_inverse"] = torch.cholesky_inverse(factor)
+            group["metric_damping"], group["metric_ready"] = ridge, 1.0
+            return
+
+
+def apply(
+    inverse: Tensor,
+    lr: float | Tensor,
+    gain: float,
+    watched: list[Tensor],
+    parameters: list[Tensor],
+    grads: list[Tensor],
+) -> list[Tensor]:
+    """γP∇ for the gain γ, shortened where a step by η would be longer than 1 in the metric: η²γ²∇ᵀP∇ ≤ 1.
+
+    The length of a step in the Fisher metric is, to second order, √(2 KL) between the models before and after it.
+
+    Args:
+        inverse: P, over the watched parameters laid end to end.
+        lr: η.
+        gain: γ.
+        watched: the parameters that P was measured for.
+        parameters: those that have a gradient; one that is not watched keeps its own.
+        grads: their gradients.
+    """
+    given = {id(p): g for p, g in zip(parameters, grads, strict=True)}
+    flat = torch.cat(
+        [(given[id(p)] if id(p) in given else torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched]
+    )
+    step = gain * (inverse @ flat)
+    length = (gain * (step @ flat)).clamp_min(0).sqrt() * lr
+    parts = (step / length.clamp_min(1)).split([p.numel() for p in watched])
+    moved = {id(p): part.reshape(p.shape).to(p.dtype) for p, part in zip(watched, parts, strict=True)}
+    return [moved.get(id(p), given[id(p)]) for p in parameters]

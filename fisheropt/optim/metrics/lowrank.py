@@ -158,6 +158,8 @@ class LowRank(Structure):
         kept, rest = group["kept"], group["metric_damping"]
         watched = {id(p) for p in tap.parameters.values()}
         moved = [(p, g) for p, g in zip(parameters, grads, strict=True) if id(p) in watched]
+        if not moved:
+            return grads
         rows = [subspace.flat(state[p][basis.KEY][:kept]) for p, _ in moved]
         flat = [g.reshape(-1).to(row.dtype) for row, (_, g) in zip(rows, moved, strict=True)]
         home = flat[0].device
