@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, final
 
 import torch
@@ -132,6 +133,26 @@ class FisherFloorPenalty:
         """
         self._check_started()
         return certify_floor_cholesky(self._measured(inputs), self.floor)
+
+    def state_dict(self) -> dict[str, float]:
+        """What "auto" has become, for a checkpoint: {"floor": τ, "weight": a}, 0 where it is not set so far."""
+        return {"floor": self.floor, "weight": self.weight}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Go on with the floor and the weight of a checkpoint, and not with those of the next batch.
+
+        Args:
+            state_dict: of `state_dict`.
+
+        Raises:
+            ValueError: for another's.
+        """
+        if set(state_dict) != {"floor", "weight"}:
+            raise ValueError(
+                f"penalty.load_state_dict(...) found {sorted(state_dict)}, not ['floor', 'weight']; give it what "
+                f"penalty.state_dict() returned"
+            )
+        self.floor, self.weight = float(state_dict["floor"]), float(state_dict["weight"])
 
     def _measured(self, inputs: Any) -> Tensor:
         found = self._fisher(inputs, None).detach().double()

@@ -1,11 +1,12 @@
 """SGD that keeps the information in weak directions above a floor.
 
-    θ ← θ - η (∇L + V A Vᵀ(θ - θ₀)),    A = Σᵢ max(0, τ - λᵢ) wᵢwᵢᵀ
+    θ ← θ - η (1 + ηVAVᵀ)⁻¹ (∇L + V A Vᵀ(θ - θ₀)),    A = Σᵢ max(0, τ - λᵢ) wᵢwᵢᵀ
 
 Γ_V = Σᵢ λᵢ wᵢwᵢᵀ is the Fisher information in the directions V. The anchor adds exactly what is missing, so that the
 information of data and anchor together, Γ_V + A, is at least τ in every direction; a Cholesky factor certifies it each
-time that Γ_V is measured. The floor holds for data plus anchor, not for the data. The other modes, one a file of
-`fisheropt.optim.floor`, hold up the data's own information, the metric's, or nothing.
+time that Γ_V is measured. The factor (1 + ηVAVᵀ)⁻¹ takes the anchor's pull where the step ends, so that no τ makes a step
+unstable. The floor holds for data plus anchor, not for the data. The other modes, one a file of `fisheropt.optim.floor`, hold
+up the data's own information, the metric's, or nothing.
 
 Reference: huang2025spectral
 """
@@ -36,18 +37,20 @@ from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.report import plural
 from fisheropt.statistics import JointStatistic
-from fisheropt.taps import Tap
+from fisheropt.taps import SampleTap, Tap
 from fisheropt.theory.penalty import PsiName
 from fisheropt.theory.whitening import required_samples
 
-_NUMBERS = ("anchored", "held", "active", "near", "level", "certified", "charge", "acted", "halvings", "left_out")
+_NUMBERS = ("anchored", "held", "active", "near", "level", "certified", "charge")
+_COUNTS = ("acted", "halvings", "left_out", "not_finite")
 
 
 @final
 class FisherFloorSGD(FisherOptimizer):
     """SGD that keeps Fisher information, direction by direction, above a floor τ.
 
-    θ ← θ - η (∇L + V A Vᵀ(θ - θ₀)) with A = Σᵢ max(0, τ - λᵢ) wᵢwᵢᵀ, λᵢ and wᵢ the eigenpairs of the information Γ_V.
+    θ ← θ - η (1 + ηVAVᵀ)⁻¹ (∇L + V A Vᵀ(θ - θ₀)) with A = Σᵢ max(0, τ - λᵢ) wᵢwᵢᵀ, λᵢ and wᵢ the eigenpairs of the
+    information Γ_V.
 
     Args:
         params_or_model: the model, for per-sample scores; or parameters, each backward then being one observation.
@@ -70,7 +73,7 @@ class FisherFloorSGD(FisherOptimizer):
             [k, *parameter], by name or in order. What carries no information whatever the data is left out.
         likelihood: of the model's output; with it Γ is the model Fisher, else the second moment of the scores.
         fisher: how the model Fisher is had: "hutchinson" by one more backward from random cotangents, "sampled" by one
-            from labels drawn of the model, "exact" by k jvps in eval mode on the inputs of the last forward; "auto" is
+            from labels drawn of the model, "exact" by k jvps in eval mode on the inputs of the step's forwards; "auto" is
             "exact" for the modes that need it and "hutchinson" for the others.
         penalty: ψ, "hinge", "squared" or "softmin", of the mode "penalty".
         weight: a of the penalty; "auto" is twice the loss of a model that knows nothing, 2 ln C for each label.
@@ -78,7 +81,7 @@ class FisherFloorSGD(FisherOptimizer):
         delta: δ, the probability with which Λ* may be exceeded.
         data_size: the number of distinct samples, beyond which repeats are no evidence; None counts each as new.
         held_out: a loader or list of batches that are not trained on, inputs or (inputs, labels): one is measured with
-            each reading and reported by itself. Needs the model and a likelihood.
+            each reading, in groups of the model's parameters, and reported by itself. Needs the model and a likelihood.
         every: steps between measurements; "auto" takes the first ten and then each tenth.
         overhead: the share of a step that measuring may cost.
         smoothing: decay of the running mean of Γ; "auto" is .9, or as long as Γ needs to be known within one half.
@@ -161,10 +164,11 @@ class FisherFloorSGD(FisherOptimizer):
     def _fresh(self, tap: Tap | None) -> Group:
         shape, device = (torch.Size((0, 0)), None) if tap is None else (noise_shape(tap), device_of(tap))
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        state: Group = {"anchor": zero.sum(0), "frame": zero, "stiffness": zero} | space.fresh(tap, zero)
+        state: Group = {"anchor": zero.sum(0), "frame": zero, "stiffness": zero, "axes": zero, "strengths": zero.sum(0)}
+        state |= space.fresh(tap, zero) | HeldOut.fresh()
         running.start(state, "held_information", zero)
         apart = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
-        return apart | dict.fromkeys(_NUMBERS, 0.0) | {"lowest": float("inf")}
+        return apart | dict.fromkeys((*_NUMBERS, *_COUNTS), 0.0) | {"lowest": float("inf")}
 
     def _decay(self, group: Group, count: int) -> float:
         if group["smoothing"] != "auto":
@@ -181,6 +185,8 @@ class FisherFloorSGD(FisherOptimizer):
         """Load, and keep the precision of directions beside parameters of less."""
         super().load_state_dict(state_dict)
         basis.restore(self.state, self.param_groups, state_dict)
+        if self._held_out is not None:
+            self._held_out.resume(self.param_groups)
         for tap, group in zip(self._taps, self.param_groups, strict=True):
             self._aim(tap, group)
 
@@ -189,9 +195,12 @@ class FisherFloorSGD(FisherOptimizer):
             tracking.aim(group, tap, self.state)
 
     def _due(self, group: Group) -> bool:
+        tap = next((t for t, held in zip(self._taps, self.param_groups, strict=True) if held is group), None)
+        if tap is None:
+            return False
         if bool(group["near"]) and MODES[group["mode"]].insistent:
             return True
-        if group["every"] == "auto" and tracking.is_tracked(self._tap_of(group)):
+        if group["every"] == "auto" and tracking.is_tracked(tap):
             return tracking.is_due(group, self._likelihood is not None)
         return super()._due(group)
 
@@ -200,6 +209,14 @@ class FisherFloorSGD(FisherOptimizer):
         self._aim(tap, group)
         if self._exact is not None:
             self._exact.arm(any(self._due(g) for g in self.param_groups))
+        if self._held_out is not None:
+            self._held_out.release()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and forget what their backward has left."""
+        super().zero_grad(set_to_none)
+        if self._exact is not None:
+            self._exact.batch.clear()
 
     def _watch(self, group: Group) -> Watch:
         return Watch(self._tap_of(group), group["frame"], self._exact)
@@ -212,13 +229,14 @@ class FisherFloorSGD(FisherOptimizer):
         tap, decay = self._tap_of(group), self._decay(group, reading.count)
         if not group["anchored"]:  # at the first reading, so that weights loaded after construction are the start
             group["frame"] = frame(tap, group["frame"])
-            group["anchor"], group["anchored"] = self._watch(group).coordinates(), 1.0
+            group["anchor"], group["anchored"] = self._watch(group).coordinates().detach(), 1.0
             tracking.anchor_here(tap, self.state)
         current = space.information(group, tap, reading, self._exact if settings.is_exact(self.defaults) else None)
         if not current.isfinite().all():  # of the model in eval mode: the step's own numbers are known to be finite
+            group["not_finite"] += 1
             return
         current = space.learn(group, tap, self.state, reading, current, decay)
-        if self._held_out is not None:
+        if self._held_out is not None and isinstance(tap, SampleTap):
             self._held_out.learn(group, self._watch(group), decay)
         set_level(group, MODES[group["mode"]])
         if group["level"]:
@@ -228,7 +246,7 @@ class FisherFloorSGD(FisherOptimizer):
         if group["weight"] != "auto":
             group["charge"] = float(group["weight"])
         elif group["mode"] == "penalty" and self._exact is not None and not group["charge"]:
-            group["charge"] = automatic_weight(self._exact.likelihood, self._exact.batch.shape)
+            group["charge"] = automatic_weight(self._exact.likelihood, self._exact.batch.seen[-1].shape)
         group["lowest"] = min(group["lowest"], MODES[group["mode"]].learn(group, current, count))
         group["acted"] += group["active"]
 
@@ -247,11 +265,14 @@ class FisherFloorSGD(FisherOptimizer):
             super()._update(group, scale)
 
     def _details(self, group: Group) -> dict[str, Any]:
-        distinct = 0 if self._held_out is None else self._held_out.distinct
+        if not evidence(group):
+            return {"not_finite": int(group["not_finite"])}
         beside = space.details(group, self._tap_of(group), evidence(group))
-        return words.details(group) | words.held_out(group, distinct) | beside
+        return words.details(group) | words.held_out(group) | beside
 
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
+        if not evidence(groups[0]):
+            return words.nothing_finite(groups[0])
         details = self._details(groups[0])
         unit = plural(self._tap_of(groups[0]).unit)
         advice = words.advice(details, groups[0], unit) + space.advice(groups[0], details)

@@ -32,6 +32,8 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "off": {"floor": 0, "momentum": 0.9},
         "monitor": {"mode": "monitor", "every": 1, "momentum": 0.9},
         "acting": {"floor": 4.0, "every": 1, "momentum": 0.9},
+        "tracked": {"directions": "tracked", "floor": 4.0, "every": 1, "momentum": 0.9},
+        "flooring": {"mode": "metric", "likelihood": "gaussian", "floor": 4.0, "every": 1},
         "penalty": {"mode": "penalty", "likelihood": "gaussian", "floor": 4.0, "weight": 2.0, "every": 1},
         "backtrack": {"mode": "backtrack", "likelihood": "gaussian", "floor": 1e-3, "momentum": 0.9},
     },
@@ -50,7 +52,13 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Rows of one class: its feature off, and acting at every step so that measurements do happen."""
 
-ONLY_GIVEN = {"likelihood": "module", "penalty": "module", "backtrack": "module", "plain": "parameters"}
+ONLY_GIVEN = {
+    "likelihood": "module",
+    "penalty": "module",
+    "backtrack": "module",
+    "flooring": "module",
+    "plain": "parameters",
+}
 """Rows that mean something only where the class is given a module, or add nothing there."""
 
 

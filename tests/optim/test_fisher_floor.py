@@ -59,7 +59,7 @@ def test_the_floor_holds_where_maximum_likelihood_diverges(seed):
 
 
 def test_the_step_is_the_formula():
-    """One step against ∇L + A(θ - θ₀) with A from a dense eigendecomposition of the oracle's Fisher information."""
+    """One step against (1 + ηA)⁻¹ (∇L + A(θ - θ₀)) with A of the oracle's Fisher information, densely."""
     case = CASES["linear"]()
     tau = 0.05
     optimizer = fisheropt.FisherFloorSGD(case.model, lr=0.1, floor=tau, every=1, smoothing=0.0)
@@ -69,7 +69,8 @@ def test_the_step_is_the_formula():
         scores = flattened(per_sample_gradients(case))
         values, vectors = torch.linalg.eigh(scores.T @ scores / case.samples)
         stiffness = (vectors * (tau - values).clamp_min(0)) @ vectors.T
-        expected = theta - 0.1 * (scores.mean(0) + stiffness @ (theta - origin))
+        implicit = torch.eye(len(values), dtype=torch.float64) + 0.1 * stiffness
+        expected = theta - 0.1 * torch.linalg.solve(implicit, scores.mean(0) + stiffness @ (theta - origin))
         case.loss().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """FisherFloorPenalty beside any optimizer: its value and gradient (FF-8), its promises (FF-20), its errors."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -59,6 +61,21 @@ def test_the_value_is_the_formula_and_zero_above_the_floor():
     assert float(value) == 0 and not penalty.active and not value.requires_grad
     assert penalty.floor == pytest.approx(smallest / 2) and penalty.weight == pytest.approx(1.3862943611)
     assert penalty.smallest == pytest.approx(smallest) and penalty.information.shape == (5, 5)
+
+
+def test_a_resumed_run_keeps_its_floor_and_weight():
+    """The next batch of a resumed run has other information, and would set another floor."""
+    x, _ = separable(40, 5)
+    model = zeros(5)
+    first = fisheropt.FisherFloorPenalty(model, "bernoulli")
+    assert first.state_dict() == {"floor": 0.0, "weight": 0.0}
+    first(x)
+    resumed = fisheropt.FisherFloorPenalty(model, "bernoulli")
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert float(resumed(0.3 * x).detach()) == float(first(0.3 * x).detach()) > 0
+    assert resumed.state_dict() == first.state_dict() and resumed.guarantee(0.1) == first.guarantee(0.1)
+    with pytest.raises(ValueError, match="give it what penalty.state_dict.. returned"):
+        resumed.load_state_dict({"floor": 1.0})
 
 
 @pytest.mark.parametrize("psi", PSIS)

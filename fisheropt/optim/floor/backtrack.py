@@ -58,8 +58,10 @@ class Backtrack(Mode):
             group["left_out"] += 1
 
     def verdict(self, details: dict[str, Any]) -> str:
+        proof = "reaches τ (Cholesky)" if details["certified"] else "did NOT reach τ"
         return (
-            f"Steps are halved so that the information of their batch stays above τ = {details['floor']:.3g}: "
-            f"{details['halvings']} halvings so far, {details['left_out']} steps left out; the smallest information seen "
-            f"was {details['lowest']:.3g}."
+            f"Steps are halved that would lead their own batch below τ = {details['floor']:.3g}, or further below it, in the "
+            f"directions that a batch can judge: {details['halvings']} halvings so far, {details['left_out']} steps left "
+            f"out. What data that are not in the batch lose is not bounded; the information at the last reading {proof}, and "
+            f"the smallest seen was {max(0.0, details['lowest']):.3g}."
         )

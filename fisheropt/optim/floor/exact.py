@@ -1,11 +1,10 @@
-"""The model Fisher information at any parameters, on the inputs of the last forward: exact, by jvps of the logits.
+"""The model Fisher information at any parameters, on the samples of a step: exact, by jvps of the logits.
 
-Dropout is off in it, and autocast too. With several backward a step it rests on the inputs of the last one.
+Dropout is off in it, and autocast too. With several backward a step it is the mean over the samples of all of them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
@@ -14,29 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.likelihoods import Likelihood
+from fisheropt.optim.floor.forwards import Forward, Forwards
 from fisheropt.products.information import information
 from fisheropt.taps.reduce import ranks, reduce_sum
-
-
-@final
-class LastBatch:
-    """A forward hook of the whole model that keeps the inputs and the shape of the output until the step is over."""
-
-    def __init__(self) -> None:
-        self.on = True
-        self.inputs: Any = None
-        self.shape = torch.Size(())
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self.on or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return
-        if torch._C._are_functorch_transforms_active() or not isinstance(output, Tensor):
-            return
-        self.inputs = _inputs(module, args, kwargs)
-        self.shape = output.shape
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"inputs": None}
 
 
 @final
@@ -50,7 +29,7 @@ class Exact:
 
     def __init__(self, model: nn.Module, likelihood: Likelihood) -> None:
         self.model, self.likelihood = model, likelihood
-        self.batch = LastBatch()
+        self.batch = Forwards()
         self.attach()
 
     def attach(self) -> None:
@@ -65,29 +44,49 @@ class Exact:
             self.model._forward_hooks_with_kwargs.pop(key, None)
 
     def arm(self, on: bool) -> None:
-        """Forget the last inputs, and keep the next if they will be wanted."""
-        self.batch.on, self.batch.inputs = on, None
+        """Forget the last forwards, and keep the next if they will be wanted."""
+        self.batch.on = on
+        self.batch.clear()
 
     def information(self, vectors: dict[int, Tensor], inputs: Any = None) -> Tensor:
         """At the present parameters, [k, k] in float64; differentiable in them, but not across ranks.
 
         Args:
             vectors: V, [k, *parameter] by the parameter's identity.
-            inputs: of the model; those of the last forward if left out.
+            inputs: of the model; those of the step's forwards if left out.
 
         Raises:
-            RuntimeError: where the last forward was not seen.
+            RuntimeError: where no forward of the step was seen.
         """
-        inputs = self.batch.inputs if inputs is None else inputs
         if inputs is None:
+            return torch.stack([share * self.of(forward, vectors) for forward, share in self.shares()]).sum(0)
+        return self._across(self._here(core(self.model), "", inputs, vectors))
+
+    def shares(self) -> list[tuple[Forward, float]]:
+        """The step's forwards, each with its share of the samples.
+
+        Raises:
+            RuntimeError: where none was seen.
+        """
+        seen = self.batch.seen
+        if not seen:
             raise RuntimeError(
                 "the inputs of the last forward were not seen, and the floor needs the information at them: call the "
                 "model that the optimizer was given, and compile before, Opt(torch.compile(model), ...)"
             )
-        model = core(self.model)
-        names = {id(p): name for name, p in model.named_parameters()}
+        total = sum(forward.samples for forward in seen)
+        return [(forward, forward.samples / total) for forward in seen]
+
+    def of(self, forward: Forward, vectors: dict[int, Tensor]) -> Tensor:
+        """The same on the samples of one forward."""
+        return self._across(self._here(*forward.call(core(self.model)), vectors))
+
+    def _here(self, model: nn.Module, prefix: str, inputs: Any, vectors: dict[int, Tensor]) -> Tensor:
+        names = {id(p): prefix + name for name, p in core(self.model).named_parameters()}
         with evaluating(model):
-            here = information(model, self.likelihood, inputs, {names[i]: v for i, v in vectors.items()}).double()
+            return information(model, self.likelihood, inputs, {names[i]: v for i, v in vectors.items()}).double()
+
+    def _across(self, here: Tensor) -> Tensor:
         if not self.parallel:
             return here
         return here + (reduce_sum(here.detach()) / ranks() - here.detach())
@@ -117,10 +116,3 @@ def core(model: nn.Module) -> nn.Module:
         return core(model.module)
     inner = vars(model).get("_modules", {}).get("_orig_mod")
     return model if inner is None else core(inner)
-
-
-def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments as a tuple, or by name where some were given by name."""
-    if not kwargs:
-        return args
-    return dict(inspect.signature(core(module).forward).bind(*args, **kwargs).arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, final
 
 import torch
@@ -17,7 +18,7 @@ from fisheropt.products.forward import sample_count
 
 @final
 class HeldOut:
-    """One batch at a time, over and over, without touching any random state of the training.
+    """One batch a step for all groups, over and over, without touching any random state of the training.
 
     Args:
         batches: a loader or a list of batches, each the inputs or (inputs, labels).
@@ -33,44 +34,62 @@ class HeldOut:
                 f"list of batches"
             )
         self.batches = batches
-        self.distinct = 0
-        self._first = True
+        self.passes = self.position = 0
         self._iterator: Iterator[Any] | None = None
+        self._current: Any = None
 
-    def inputs(self, device: torch.device) -> Any:
-        """The inputs of the next batch.
+    @staticmethod
+    def fresh() -> Group:
+        """What a group keeps before any batch: how far the batches were gone through, and how many samples it has seen."""
+        return dict.fromkeys(("held_pass", "held_position", "held_in_pass", "held_distinct"), 0.0)
 
-        Args:
-            device: to bring them to.
-        """
-        with torch.random.fork_rng(devices=[]):
-            batch = self._next()
-        return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _inputs(batch))
+    def resume(self, groups: list[Group]) -> None:
+        """Go on where these groups were, after the batches that they have seen."""
+        self.release()
+        self._iterator = None
+        self.passes, self.position = max((int(g["held_pass"]), int(g["held_position"])) for g in groups)
+
+    def release(self) -> None:
+        """Let the next group that asks have the next batch."""
+        self._current = None
 
     def learn(self, group: Group, watch: Watch, decay: float) -> None:
-        """Measure the next batch, into the running mean "held_information".
+        """Measure the batch of this step, into the running mean "held_information".
 
         Args:
             group: that is measured.
             watch: of the group.
             decay: by which earlier batches count less.
         """
-        inputs = self.inputs(group["frame"].device)
+        if self._current is None:
+            with torch.random.fork_rng(devices=[]):
+                self._current = (_inputs(self._next()),)
+        device = group["frame"].device
+        inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self._current[0])
         count = sample_count(inputs, "FisherFloorSGD(held_out=...)")
-        self.distinct += count * self._first
+        self._note(group, count)
         running.add(group, "held_information", watch.information(inputs), count, decay)
+
+    def _note(self, group: Group, count: int) -> None:
+        """Samples of one pass are distinct, and a group that is not measured each time has not seen all of them."""
+        seen = group["held_in_pass"] if group["held_pass"] == self.passes else 0.0
+        group["held_pass"], group["held_position"] = float(self.passes), float(self.position)
+        group["held_in_pass"] = seen + count
+        group["held_distinct"] = max(group["held_distinct"], group["held_in_pass"])
 
     def _next(self) -> Any:
         for _ in range(2):
             if self._iterator is None:
-                self._iterator = iter(self.batches)
+                self._iterator = islice(self.batches, self.position, None)
             for batch in self._iterator:
+                self.position += 1
                 return batch
-            self._iterator, self._first = None, self.distinct == 0
+            self._iterator, self.position = None, 0
+            self.passes += 1
         raise ValueError("held_out= has no batches; give a loader, or a list of batches, that is not empty")
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_iterator": None}
+        return vars(self) | {"_iterator": None, "_current": None}
 
 
 def _inputs(batch: Any) -> Any:

@@ -15,8 +15,8 @@ from fisheropt.optim.group import Group
 class Mode(ABC):
     """How a floor τ acts on a step.
 
-    A mode has no state of its own: what it keeps is in the group, as "stiffness" [k, k], "held", "active", "near",
-    "certified".
+    A mode has no state of its own: what it keeps is in the group, as "stiffness" [k, k], its eigenpairs "strengths" [k] and
+    "axes" [k, k], "held", "active", "near", "certified".
     """
 
     exact: ClassVar[bool]
@@ -45,9 +45,9 @@ class Mode(ABC):
     def direction(self, group: Group, watch: Watch, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         """The direction to step against, given the gradients with weight decay."""
 
-    @abstractmethod
     def step(self, group: Group, watch: Watch, advance: Callable[[], None]) -> None:
-        """Take the step by `advance()`, and look at where it led."""
+        """Take the step by `advance()`; a mode may look at where it led."""
+        advance()
 
     @abstractmethod
     def verdict(self, details: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, final
 
 from torch import Tensor
@@ -25,9 +24,6 @@ class Monitor(Mode):
 
     def direction(self, group: Group, watch: Watch, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         return grads
-
-    def step(self, group: Group, watch: Watch, advance: Callable[[], None]) -> None:
-        advance()
 
     def verdict(self, details: dict[str, Any]) -> str:
         return ""

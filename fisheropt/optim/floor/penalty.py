@@ -8,7 +8,6 @@ The gradient is that of -⟨D, Γ(θ)⟩ with D held fixed, by the envelope theo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -59,9 +58,6 @@ class Penalty(Mode):
         rows = (vectors * strengths.clamp_min(0).sqrt()).T[strengths > _NEGLIGIBLE * strengths[-1]]
         charges = watch.gradient(rows, parameters)
         return _clipped([g - c.to(g.dtype) for g, c in zip(grads, charges, strict=True)], group["max_norm"])
-
-    def step(self, group: Group, watch: Watch, advance: Callable[[], None]) -> None:
-        advance()
 
     def verdict(self, details: dict[str, Any]) -> str:
         proof = (

@@ -47,7 +47,7 @@ class Watch:
             for i, (p, d) in self.along.items()
             if vectors is None or i in vectors
         ]
-        return self.frame @ torch.stack(shares).sum(0).detach()
+        return self.frame @ torch.stack(shares).sum(0)
 
     def add(self, coefficients: Tensor, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         """The gradients plus Q c."""
@@ -59,20 +59,20 @@ class Watch:
 
     @property
     def ready(self) -> bool:
-        """Whether the inputs of this step's forward are at hand."""
-        return self.exact is not None and self.exact.batch.inputs is not None
+        """Whether the inputs of this step's forwards are at hand."""
+        return self.exact is not None and bool(self.exact.batch.seen)
 
     def information(self, inputs: Any = None) -> Tensor:
         """The model Fisher information in Q at the present parameters, [k, k].
 
         Args:
-            inputs: of the model; those of the last forward if left out.
+            inputs: of the model; those of the step's forwards if left out.
         """
         assert self.exact is not None
         return self.exact.information(self._vectors(torch.eye(len(self.frame)).to(self.frame)), inputs).detach()
 
     def gradient(self, rows: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-        """∇ Σᵢ cᵢᵀQᵀFQcᵢ on the last forward's inputs, one pass of jvp and reverse mode for each row c.
+        """∇ Σᵢ cᵢᵀQᵀFQcᵢ on the step's samples, one pass of jvp and reverse mode for each row c and forward.
 
         Args:
             rows: [r, k].
@@ -80,11 +80,12 @@ class Watch:
         """
         assert self.exact is not None
         vectors = self._vectors(rows)
-        with torch.enable_grad():
-            total = self.exact.information(vectors).trace()
-            found = torch.autograd.grad(total, parameters, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        return [reduce_sum(g) / ranks() for g in filled] if self.exact.parallel else filled
+        total = [torch.zeros_like(p) for p in parameters]
+        for forward, share in self.exact.shares():
+            with torch.enable_grad():
+                found = torch.autograd.grad(self.exact.of(forward, vectors).trace(), parameters, allow_unused=True)
+            total = [t if g is None else t + share * g for t, g in zip(total, found, strict=True)]
+        return [reduce_sum(g) / ranks() for g in total] if self.exact.parallel else total
 
     def _vectors(self, rows: Tensor) -> dict[int, Tensor]:
         """Qcᵢ, a tensor [r, *parameter] for each parameter by identity."""

@@ -21,6 +21,11 @@ Details = dict[str, Any]
 
 _OUT_OF_REACH = 1e9
 
+NOT_FINITE = (
+    "The model is not finite in eval mode where it is in train mode, as buffers that hold inf or nan do to it: look at "
+    "model.eval()(inputs), or write fisher='hutchinson' where the mode allows it, which measures in train mode."
+)
+
 
 def details(group: Group) -> Details:
     """Numbers of a measured group, ready for JSON."""
@@ -51,12 +56,19 @@ def details(group: Group) -> Details:
         "readings": int(group["measured"]),
         "halvings": int(group["halvings"]),
         "left_out": int(group["left_out"]),
+        "not_finite": int(group["not_finite"]),
         "lowest": group["lowest"],
         "floor": group["level"],
         "certified": bool(group["certified"]),
         "required_samples": required_samples(len(values), group["delta"]),
         "samples_to_identify": _to_identify(values, count, star, group["delta"]),
     }
+
+
+def nothing_finite(group: Group) -> tuple[str, tuple[str, ...]]:
+    """Verdict and advice where no reading has had finite information."""
+    number = int(group["not_finite"])
+    return f"The information was not finite at any of {number} readings, and the floor is not set.", (NOT_FINITE,)
 
 
 def _to_identify(values: torch.Tensor, count: float, star: float, delta: float) -> int | None:
@@ -67,14 +79,13 @@ def _to_identify(values: torch.Tensor, count: float, star: float, delta: float) 
     return max(1, samples_to_identify(float(undecided[0]), float(values[-1]), len(values), delta) - math.floor(count))
 
 
-def held_out(group: Group, distinct: int) -> Details:
+def held_out(group: Group) -> Details:
     """The same of batches that were not trained on; {} before the first.
 
     Args:
-        group: with the running mean "held_information".
-        distinct: their samples.
+        group: with the running mean "held_information", and how many samples were distinct.
     """
-    count, basis = evidence(group, "held_information", distinct), null_space.others(group)
+    count, basis = evidence(group, "held_information", group["held_distinct"]), null_space.others(group)
     if not count:
         return {}
     values, resolution = resolved(eigen(basis, group["held_information"])[0])
@@ -140,6 +151,10 @@ def advice(numbers: Details, group: Group, unit: str) -> tuple[str, ...]:
     found = []
     if not running.effective_count(group, "covariance"):
         found.append("Write FisherFloorSGD(model, ...), or run at least two backward() a step, to see the noise.")
+    if numbers["not_finite"]:
+        found.append(
+            f"The information of {numbers['not_finite']} readings was not finite and was left out. {NOT_FINITE}"
+        )
     null, total, mode = numbers["null"], numbers["directions"], group["mode"]
     if null:
         found.append(

@@ -138,9 +138,10 @@ def test_step_freeze_from_the_start(candidate: Candidate) -> None:
 
 @every(given=None)
 def test_step_zero_grads(candidate: Candidate) -> None:
-    """step.zero_grads: zero gradients without decay move nothing from the first step; finite after."""
+    """step.zero_grads: zero gradients without decay or penalty move nothing from the first step; finite after."""
     model = network()
     extra = {"weight_decay": 0.0} if candidate.offers("weight_decay") else {}
+    extra |= {"floor": 0.0} if candidate.row == "penalty" else {}
     optimizer = candidate.build(model, **extra)
     before = values(model.parameters())
     for step in range(3):
