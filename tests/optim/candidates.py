@@ -33,7 +33,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "monitor": {"mode": "monitor", "every": 1, "momentum": 0.9},
         "acting": {"floor": 4.0, "every": 1, "momentum": 0.9},
         "tracked": {"directions": "tracked", "floor": 4.0, "every": 1, "momentum": 0.9},
-        "flooring": {"mode": "metric", "likelihood": "gaussian", "floor": 4.0, "every": 1},
+        "flooring": {"mode": "metric", "likelihood": "gaussian", "floor": 0.01, "every": 1},
         "penalty": {"mode": "penalty", "likelihood": "gaussian", "floor": 4.0, "weight": 2.0, "every": 1},
         "backtrack": {"mode": "backtrack", "likelihood": "gaussian", "floor": 1e-3, "momentum": 0.9},
     },
