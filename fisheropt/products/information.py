@@ -28,8 +28,8 @@ def information(
         directions: V by parameter name, [k, *parameter] each; parameters left out are not moved.
 
     Returns:
-        [k, k], in the precision of the logits and at least float32. Not checked for finiteness, which would make the
-        host wait.
+        [k, k] in float64, as rounding of sums in float32 would look like information. Not checked for finiteness, which
+        would make the host wait.
 
     Raises:
         ValueError: for names or shapes that the model does not have.
@@ -56,8 +56,7 @@ def information(
 
 def information_root(likelihood: Likelihood, logits: Tensor, tangent: Tensor) -> Tensor:
     """Bᵀt, the transpose of the likelihood's factor: |Bᵀt|² = tᵀ I(z) t; shaped like the logits."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    z, t = logits.to(wide), tangent.to(wide)
+    z, t = logits.double(), tangent.double()
     _, transpose = vjp(lambda signs: likelihood.factor(z, signs), torch.zeros_like(z))[:2]
     return transpose(t)[0]
 
