@@ -27,6 +27,7 @@ from fisheropt.taps import SampleTap
 from fisheropt.taps.outside import outside
 
 _UNSEEN = 10
+_LOOKED = 10  # readings: a weight used outside its module is a matter of the model's code, and stays
 
 _OUTSIDE = (
     "{:.0%} of the squared gradient last measured did not come through the samples of the modules. A weight penalty in the "
@@ -138,7 +139,8 @@ class FisherOptimizer(ObservingOptimizer):
         if isinstance(tap, SampleTap):
             if not self._seen(tap, group):
                 return None
-            group["outside"] = outside(tap)
+            if group["measured"] < _LOOKED:
+                group["outside"] = outside(tap)
         return read(tap, scale.statistics())
 
     def _seen(self, tap: SampleTap, group: Group) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fisheropt.products.batches import Batch, Batches
 from fisheropt.products.forward import Forward, Values, exact
+from fisheropt.products.losses import Loss
 
 LARGEST_DENSE = 4096
 """The largest P of which `dense` forms the matrix."""
@@ -136,3 +137,25 @@ class Product(ABC):
     def _join(self, parts: Values) -> Tensor:
         """[k, P] of the parts by name."""
         return torch.cat([parts[name].flatten(1).to(self.dtype) for name in self.parameters], 1)
+
+
+class LossProduct(Product):
+    """A product that knows its model by a loss, which it looks at in the first pass over the data.
+
+    Args:
+        model: in eval mode where it has BatchNorm or dropout.
+        loss: loss(output, target), the mean over a batch.
+        data: batches (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of keywords.
+        parameters: names or tensors; None takes all that require gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Iterable[Any],
+        parameters: Sequence[str | Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, data, parameters)
+        self._loss = loss
+        self._checked = False

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp, vjp
 
-from fisheropt.products.base import Product
+from fisheropt.products.base import LossProduct
 from fisheropt.products.batches import Batch
 from fisheropt.products.forward import Values
-from fisheropt.products.losses import Loss, check_separable, sample_losses
+from fisheropt.products.losses import check_separable, sample_losses
 
 
 @final
-class EmpiricalFisher(Product):
+class EmpiricalFisher(LossProduct):
     """F̂ = (1/n) Σ sₙsₙᵀ of the gradients sₙ of each sample's own loss, not centred.
 
     No Fisher information away from a well-specified optimum, whatever its name: `ModelFisher` is.
@@ -31,17 +30,6 @@ class EmpiricalFisher(Product):
 
     Reference: kunstner2019limitations
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        data: Iterable[Any],
-        parameters: Sequence[str | Tensor] | None = None,
-    ) -> None:
-        super().__init__(model, data, parameters)
-        self._loss = loss
-        self._checked = False
 
     def _mean(self, of: Any, columns: Values) -> Values:
         mean = super()._mean(self._checking(of), columns)

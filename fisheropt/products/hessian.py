@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, final
+from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vjp
 
-from fisheropt.products.base import Product
+from fisheropt.products.base import LossProduct
 from fisheropt.products.batches import Batch
 from fisheropt.products.forward import Values
-from fisheropt.products.losses import Loss, check_mean, mean_loss
+from fisheropt.products.losses import check_mean, mean_loss
 
 
 @final
-class Hessian(Product):
+class Hessian(LossProduct):
     """H = ∂²L/∂θ∂θᵀ of L, the mean loss over the samples of data: reverse over reverse mode.
 
     Some losses have no forward derivative of second order, as `F.mse_loss` and `F.huber_loss`.
@@ -28,17 +27,6 @@ class Hessian(Product):
 
     Reference: pearlmutter1994fast
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        data: Iterable[Any],
-        parameters: Sequence[str | Tensor] | None = None,
-    ) -> None:
-        super().__init__(model, data, parameters)
-        self._loss = loss
-        self._checked = False
 
     def _apply(self, values: Values, batch: Batch, columns: Values) -> Values:
         if not self._checked:

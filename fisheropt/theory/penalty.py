@@ -45,17 +45,21 @@ class Psi(ABC):
         """The u > 0 of that charge."""
 
 
-@final
-class Hinge(Psi):
-    """psi(u) = max(0, u) on the smallest eigenvalue."""
-
-    name = "hinge"
+class OfSmallest(Psi):
+    """Holds the smallest eigenvalue itself."""
 
     def smallest(self, values: Tensor, tau: float) -> Tensor:
         return values[0]
 
     def density(self, values: Tensor, tau: float) -> Tensor:
         return _first(values)
+
+
+@final
+class Hinge(OfSmallest):
+    """psi(u) = max(0, u) on the smallest eigenvalue."""
+
+    name = "hinge"
 
     def charge(self, shortfall: float) -> float:
         return max(shortfall, 0.0)
@@ -68,16 +72,10 @@ class Hinge(Psi):
 
 
 @final
-class SquaredHinge(Psi):
+class SquaredHinge(OfSmallest):
     """psi(u) = max(0, u)^2 on the smallest eigenvalue: smooth, and weak near the floor."""
 
     name = "squared"
-
-    def smallest(self, values: Tensor, tau: float) -> Tensor:
-        return values[0]
-
-    def density(self, values: Tensor, tau: float) -> Tensor:
-        return _first(values)
 
     def charge(self, shortfall: float) -> float:
         return max(shortfall, 0.0) ** 2

@@ -44,7 +44,9 @@ class Case:
         """Which eigenvalues found are signal; None where `informative` refuses, as the edge is soft."""
         try:
             return self.measured.compare(self.effective, self.size)
-        except ValueError:
+        except ValueError as refusal:
+            if "edge of this spectrum is soft" not in str(refusal):
+                raise
             return None
 
     @property

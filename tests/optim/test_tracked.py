@@ -155,7 +155,10 @@ def test_deliberate_faults_are_seen():
         with pytest.raises(AssertionError):
             test_what_is_carried_over_at_a_refresh_is_what_was_measured()
     with pytest.MonkeyPatch.context() as patch:
-        joined = lambda kept, scouts, n: {k: torch.cat([v, scouts[k][:n]]) for k, v in kept.items()}  # noqa: E731
+
+        def joined(kept, scouts, n):
+            return {k: torch.cat([v, scouts[k][:n]]) for k, v in kept.items()}
+
         patch.setattr(renewal, "_completed", joined)
         with pytest.raises(AssertionError):
             test_tracked_directions_stay_orthonormal_and_follow_the_displacement()

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fisheropt.theory.spectrum import Block, Kind
+from recipes.studies.spectra_samples import matrix
+
 
 class Sample(NamedTuple):
     features: Tensor  # [n, d]
@@ -51,19 +54,9 @@ def weight_traces(sample: Sample, head: Tensor, labels: Tensor, kind: str, block
     return diagonals[:, block] if isinstance(block, int) else diagonals.sum(1)
 
 
-def softmax_matrix(sample: Sample, head: Tensor, labels: Tensor, kind: str, block: int | str) -> Tensor:
+def softmax_matrix(sample: Sample, head: Tensor, labels: Tensor, kind: Kind, block: Block) -> Tensor:
     """A diagonal block [d, d], or the full matrix [(C - 1) d, (C - 1) d] on the complement of the gauge."""
-    features, classes = sample.features, head.shape[1]
-    weights = softmax_weights(sample, head, labels, kind)
-    if isinstance(block, int):
-        return (features * weights[:, block, block, None]).T @ features / len(features)
-    basis = torch.linalg.svd(torch.ones(1, classes, dtype=torch.float64))[2][1:].T
-    projected = basis.T @ weights @ basis
-    rows = [
-        torch.cat([(features * projected[:, i, j, None]).T @ features for j in range(classes - 1)], 1)
-        for i in range(classes - 1)
-    ]
-    return torch.cat(rows) / len(features)
+    return matrix(sample.features, labels, sample.features @ head, kind, block)
 
 
 def overlaps(vectors: Tensor, head: Tensor, means: Tensor) -> Tensor:
