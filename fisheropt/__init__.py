@@ -1,6 +1,7 @@
 """Optimizers that see the gradient's noise, not only its mean."""
 
 from fisheropt import inference, likelihoods, monitor, products, theory
+from fisheropt.batch_steering import BatchSteering
 from fisheropt.control.sampler import AdaptiveBatchSampler
 from fisheropt.directions import Coordinates, DenseDirections, Directions, RankOneDirections
 from fisheropt.metric import FisherMetric
@@ -10,7 +11,7 @@ from fisheropt.penalty import FisherFloorPenalty
 from fisheropt.persample import Dense, Outer, PerSample
 from fisheropt.rules import Rule, rule
 from fisheropt.spectra import MeasuredSpectrum, measured_spectrum
-from fisheropt.statistics import Covariance, FullCovariance, Moments, Projection, SecondMoment, Trace
+from fisheropt.statistics import Covariance, FullCovariance, Kronecker, Moments, Projection, SecondMoment, Trace
 from fisheropt.taps import explain, observe
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveBatchSGD",
     "AdaptiveBatchSampler",
+    "BatchSteering",
     "Contrast",
     "Coordinates",
     "Covariance",
@@ -30,6 +32,7 @@ __all__ = [
     "FisherOptimizer",
     "FullCovariance",
     "GodambeSGD",
+    "Kronecker",
     "MeasuredSpectrum",
     "Moments",
     "Outer",

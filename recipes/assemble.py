@@ -55,7 +55,7 @@ def assemble(cfg: DictConfig) -> Parts:
     problem: Problem = instantiate(cfg.problem)
     check(cfg, len(problem.train))
     sampler = build_sampler(cfg, problem)
-    optimizer = build_optimizer(cfg.optimizer, problem, sampler)
+    optimizer = build_optimizer(cfg.optimizer, problem, sampler, cfg.epochs)
     total = cfg.epochs * len(problem.train) // cfg.batch_size
     schedule = instantiate(cfg.schedule)(optimizer, total)
     return Parts(problem, sampler, _loader(problem, sampler), optimizer, schedule, cfg.epochs, cfg.batch_size)
@@ -68,13 +68,13 @@ def build_sampler(cfg: DictConfig, problem: Problem) -> AdaptiveBatchSampler:
     return AdaptiveBatchSampler(problem.train, cfg.batch_size, seed=cfg.seed, **bounds)
 
 
-def build_optimizer(cfg: DictConfig, problem: Problem, sampler: AdaptiveBatchSampler) -> Optimizer:
+def build_optimizer(cfg: DictConfig, problem: Problem, sampler: AdaptiveBatchSampler, epochs: int) -> Optimizer:
     """The optimizer that the file of conf/optimizer describes; ours see the model, others its parameters.
 
-    `likelihood: auto` becomes the problem's, `sampler: auto` the run's.
+    `likelihood: auto` becomes the problem's, `sampler: auto` and `budget: auto` the run's.
     """
     factory = instantiate(cfg)
-    given = {"likelihood": problem.likelihood, "sampler": sampler}
+    given = {"likelihood": problem.likelihood, "sampler": sampler, "budget": max(epochs, 1) * len(problem.train)}
     automatic = {key: value for key, value in given.items() if cfg.get(key) == "auto"}
     ours = isinstance(factory.func, type) and issubclass(factory.func, FisherOptimizer)
     optimizer: Optimizer = factory(problem.model if ours else problem.model.parameters(), **automatic)

@@ -78,6 +78,22 @@ def suboptimality(lines: Sequence[Line]) -> str | None:
     return svg(draw)
 
 
+def noise_floor(lines: Sequence[Line]) -> str | None:
+    """f - f* against the floor that the temperature predicts; None where either is unknown."""
+    measured, predicted = positive(series(lines, "train/suboptimality")), positive(series(lines, "noise/noise_floor"))
+    if not measured[0] or not predicted[0]:
+        return None
+
+    def draw(axes: Any) -> None:
+        axes.set_yscale("log")
+        axes.plot(*measured, color=BLUE)
+        axes.plot(*predicted, color=RED, linestyle=DASHED)
+        by_epoch(axes)
+        beside(axes, [*end(measured, "f - f*", BLUE), *end(predicted, "noise floor", RED)])
+
+    return svg(draw)
+
+
 def spectrum(lines: Sequence[Line], key: str) -> str | None:
     """Eigenvalues over training against Λ*, 2Λ*, 3Λ* and the floor; None where none were measured."""
     epochs, rows = spectra(lines, key)

@@ -139,6 +139,12 @@ def panels(
             "Learning rate over batch size sets how far the noise spreads.",
             figures.temperature(lines),
         ),
+        (
+            "Noise floor",
+            "Distance to the optimum, and where fresh samples at the present temperature would hold it, τ tr(PG)/4. A "
+            "loader that visits every sample once an epoch goes below it.",
+            figures.noise_floor(lines),
+        ),
         ("Test accuracy", "Share of the test data classified rightly.", figures.accuracy(lines)),
     ]
     return [(title, words, picture) for title, words, picture in drawn if picture is not None]
@@ -180,6 +186,13 @@ def noise_rows(result: Mapping[str, Any], group: Mapping[str, Any]) -> list[Row]
         "noise_trace": ("noise per sample, tr G", dof),
         "signal": ("signal ‖∇L‖², unbiased", dof),
         "temperature": ("temperature η/b", "exact"),
+        "temperature_momentum": ("temperature with momentum and shortened steps", "exact"),
+        "temperature_finite": ("the same for this many data", "exact"),
+        "noise_floor": ("noise floor of the loss, fresh samples", dof),
+        "noise_floor_epoch_end": ("the same at the end of a shuffled epoch", "if the metric is the inverse curvature"),
+        "serial_steps": ("serial steps", "exact"),
+        "samples_used": ("samples used", "exact"),
+        "batch_changes": ("changes of the batch size", "exact"),
         "batch_size": ("batch size b", "exact"),
         "lambda_star": (
             "threshold Λ*",
@@ -203,8 +216,9 @@ def noise_rows(result: Mapping[str, Any], group: Mapping[str, Any]) -> list[Row]
         "effective_dimension": ("effective dimension", counted),
         "controller": ("controller", ""),
         "proposed_batch_size": ("batch size proposed", dof),
+        "why": ("what the controller last said", ""),
     }
-    shown = [key for key in known if group.get(key) is not None]
+    shown = [key for key in known if group.get(key) not in (None, "")]
     return [(known[key][0], _shown(key, group), known[key][1]) for key in shown]
 
 

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fisheropt"
 FLOORS = {
+    "batch_steering": 4,
     "kernels": 0,
     "theory": 0,
     "persample": 1,

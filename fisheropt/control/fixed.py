@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fisheropt.control.base import Controller, GradientNoise, clip
+from fisheropt.control.base import Controller, GradientNoise, Moment, Proposal, State
 
 
 @final
@@ -13,19 +13,10 @@ class Fixed(Controller):
 
     name: ClassVar[str] = "fixed"
 
-    def initial_state(self) -> dict[str, float]:
+    def initial_state(self) -> State:
         """Nothing to remember."""
         return {}
 
-    def propose(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        *,
-        lr: float,
-        batch_size: float,
-        samples: int,
-        bounds: tuple[float, float],
-    ) -> tuple[dict[str, float], float]:
+    def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
         """The size in use."""
-        return dict(state), clip(batch_size, bounds)
+        return Proposal(moment.stay(), dict(state))

@@ -1,10 +1,11 @@
 """GO-F: the efficient batch size by a filter on the signal, for steps in a Fisher or Newton metric."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from fisheropt.control.base import Controller, GradientNoise, clip
+from fisheropt.control.base import LARGEST, Controller, GradientNoise, Moment, Proposal, State
 from fisheropt.control.signal_filter import Belief, Mixture, Noise
+from fisheropt.control.wish import granted, unchanged, words
 
 UNKNOWN_PARTICIPATION = 30.0
 NEWEST_WEIGHT = 0.1
@@ -46,58 +47,48 @@ class GOF(Controller):
         if not (fractions and self.drift >= 0.0):
             raise ValueError(f"{self!r}: drift is at least 0, slow, doubt and memory are in [0, 1); write GOF().")
 
-    def initial_state(self) -> dict[str, float]:
-        """V, 1/d and the samples behind them; both beliefs and their odds; the last call and its result."""
+    def initial_state(self) -> State:
+        """V, 1/d and the samples behind them; both beliefs and their odds; the last call and its results."""
         keys = ("trace", "inverse_participation", "read", "seen", "proposed")
-        return dict.fromkeys(keys + ("signal", "variance", "slow_signal", "slow_variance", "log_odds"), 0.0)
+        beliefs = ("signal", "variance", "slow_signal", "slow_variance", "log_odds")
+        return dict.fromkeys(keys + beliefs, 0.0) | {"lr_factor": 1.0}
 
-    def propose(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        *,
-        lr: float,
-        batch_size: float,
-        samples: int,
-        bounds: tuple[float, float],
-    ) -> tuple[dict[str, float], float]:
+    def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
         """Filter, predict, choose.
 
         Steps since the last call are predicted too, on `samples` and `batch_size`. A call at every step,
         with None where nothing was measured, lets the size grow in between, which matters for a large eta.
+        Beyond the largest batch the step falls instead, as in `matched_step`, and is predicted as it was made.
         """
+        lr = moment.lr
         if not 0.0 <= lr < 1.0:
             raise ValueError(
-                f"GOF().propose(lr={lr}): needed is 0 <= lr < 1, a step in a metric P ~ H^-1; lower lr, "
-                "or use NormTest(theta=0.9), which knows no step size."
+                f"GOF().propose(state, reading, Moment(lr={lr}, ...)): needed is 0 <= lr < 1, a step in a metric "
+                "P ~ H^-1; lower lr, or use NormTest(theta=0.9), which knows no step size."
             )
         if reading is not None and reading.usable:
             new = _averaged(state, reading)
         elif state["read"]:
             new, reading = state, None
         else:
-            return dict(state), clip(batch_size, bounds)
+            return unchanged(state, moment)
         if lr < SMALLEST_STEP:
-            return dict(state), clip(state["proposed"] or batch_size, bounds)
+            return replace(unchanged(state, moment), batch_size=moment.clip(state["proposed"] or moment.stay()))
         noise = Noise(new["trace"], 1.0 / new["inverse_participation"])
-        steps = max(round((samples - state["seen"]) / batch_size), 1) if state["read"] else 1
-        mixture = self._filtered(state, reading, noise, lr=lr, batch_size=batch_size, missed=steps - 1)
-        wanted = mixture.best_batch(lr, self.slow, noise, self.doubt)
-        fastest = max(state["proposed"], batch_size) * ((1.0 + lr) / (1.0 - lr)) ** min(steps, MOST_STEPS)
-        proposed = clip(min(wanted, fastest), bounds)
-        return new | _floats(mixture) | {"seen": float(samples), "proposed": proposed}, proposed
+        steps = max(round((moment.samples - state["seen"]) / moment.batch_size), 1) if state["read"] else 1
+        mixture = self._filtered(state, reading, noise, moment, steps - 1)
+        fastest = max(state["proposed"], moment.batch_size) * ((1.0 + lr) / (1.0 - lr)) ** min(steps, MOST_STEPS)
+        wanted = min(mixture.best_batch(lr, self.slow, noise, self.doubt), fastest, LARGEST)
+        size, factor = granted(wanted, moment, lr)
+        said = "" if reading is None else words(mixture.right.signal, noise.trace, moment.batch_size, factor)
+        result = {"seen": float(moment.samples), "proposed": max(wanted, size), "lr_factor": factor}
+        return Proposal(size, new | _floats(mixture) | result, factor, said)
 
     def _filtered(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        noise: Noise,
-        *,
-        lr: float,
-        batch_size: float,
-        missed: int,
+        self, state: State, reading: GradientNoise | None, noise: Noise, moment: Moment, missed: int
     ) -> Mixture:
-        """What is believed of the A that the next batch meets."""
+        """What is believed of the A that the next batch meets, after steps of the size that was made."""
+        lr, batch_size = moment.lr * state["lr_factor"], moment.batch_size
         if reading is not None and not state["read"]:
             mixture = Mixture.first(reading, lr, noise)
         else:
@@ -107,7 +98,7 @@ class GOF(Controller):
         return mixture.after(1, lr, self.slow, batch_size, noise, self.drift)
 
 
-def _averaged(state: dict[str, float], reading: GradientNoise) -> dict[str, float]:
+def _averaged(state: State, reading: GradientNoise) -> State:
     """State with V and 1/d averaged over the readings, the newest with at least a tenth of the weight."""
     read = state["read"] + reading.batch_size
     weight = max(NEWEST_WEIGHT, reading.batch_size / read)
@@ -121,12 +112,12 @@ def _averaged(state: dict[str, float], reading: GradientNoise) -> dict[str, floa
     }
 
 
-def _mixture(state: dict[str, float]) -> Mixture:
+def _mixture(state: State) -> Mixture:
     right = Belief(state["signal"], state["variance"])
     return Mixture(right, Belief(state["slow_signal"], state["slow_variance"]), state["log_odds"])
 
 
-def _floats(mixture: Mixture) -> dict[str, float]:
+def _floats(mixture: Mixture) -> State:
     return {
         "signal": mixture.right.signal,
         "variance": mixture.right.variance,

@@ -1,10 +1,11 @@
 """The inner-product and orthogonality tests, on the trace and the participation of the noise."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from fisheropt.control.base import Controller, GradientNoise, clip
+from fisheropt.control.base import Controller, GradientNoise, Moment, Proposal, State
+from fisheropt.control.wish import granted, unchanged, words
 
 
 @final
@@ -32,25 +33,22 @@ class InnerProduct(Controller):
         if not all(math.isfinite(value) and value > 0.0 for value in (self.theta, self.nu)):
             raise ValueError(f"{self!r}: theta and nu are positive numbers; write InnerProduct().")
 
-    def initial_state(self) -> dict[str, float]:
-        """Nothing to remember."""
-        return {}
+    def initial_state(self) -> State:
+        """The factor of the step size."""
+        return {"lr_factor": 1.0}
 
-    def propose(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        *,
-        lr: float,
-        batch_size: float,
-        samples: int,
-        bounds: tuple[float, float],
-    ) -> tuple[dict[str, float], float]:
-        """The larger of the two sizes; the one in use where nothing, or no participation, was measured."""
+    def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
+        """The larger of the two sizes; the one in use where nothing, or no participation, was measured.
+
+        Beyond the largest batch the step falls at equal temperature.
+        """
         if reading is None or not reading.usable or not reading.participation >= 1.0:
-            return dict(state), clip(batch_size, bounds)
+            return unchanged(state, moment)
         along = 1.0 / reading.participation
         excess = max(along / self.theta**2, (1.0 - along) / self.nu**2)
-        gradient = reading.signal + reading.noise / batch_size
-        wanted = reading.noise * excess / gradient if gradient > 0.0 else math.inf
-        return dict(state), clip(wanted, bounds)
+        gradient = reading.signal + reading.noise / moment.batch_size
+        if not gradient > 0.0:
+            return replace(unchanged(state, moment), batch_size=moment.bounds[1])
+        size, factor = granted(reading.noise * excess / gradient, moment)
+        said = words(reading.signal, reading.noise, moment.batch_size, factor)
+        return Proposal(size, {"lr_factor": factor}, factor, said)

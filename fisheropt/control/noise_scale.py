@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from fisheropt.control.base import Controller, GradientNoise, clip
+from fisheropt.control.base import Controller, GradientNoise, Moment, Proposal, State
+from fisheropt.control.wish import granted, unchanged, words
 
 
 @final
@@ -30,25 +31,22 @@ class NoiseScale(Controller):
         if not (math.isfinite(self.scale) and self.scale > 0.0 and 0.0 <= self.smoothing < 1.0):
             raise ValueError(f"{self!r}: scale is positive and smoothing in [0, 1); write NoiseScale().")
 
-    def initial_state(self) -> dict[str, float]:
-        """Averages of V and A, not yet divided by the weight that they have."""
-        return {"trace": 0.0, "signal": 0.0}
+    def initial_state(self) -> State:
+        """Averages of V and A, not yet divided by the weight that they have; the factor of the step size."""
+        return {"trace": 0.0, "signal": 0.0, "lr_factor": 1.0}
 
-    def propose(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        *,
-        lr: float,
-        batch_size: float,
-        samples: int,
-        bounds: tuple[float, float],
-    ) -> tuple[dict[str, float], float]:
-        """The ratio of the averages; the size in use while the averaged signal is not positive."""
+    def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
+        """The ratio of the averages; the size in use while the averaged signal is not positive.
+
+        Beyond the largest batch the step falls at equal temperature.
+        """
         if reading is None or not reading.usable:
-            return dict(state), clip(batch_size, bounds)
+            return unchanged(state, moment)
         kept = self.smoothing
         trace = kept * state["trace"] + (1.0 - kept) * reading.noise
         signal = kept * state["signal"] + (1.0 - kept) * reading.signal
-        wanted = self.scale * trace / signal if signal > 0.0 else batch_size
-        return {"trace": trace, "signal": signal}, clip(wanted, bounds)
+        if not signal > 0.0:
+            return unchanged(state | {"trace": trace, "signal": signal}, moment)
+        size, factor = granted(self.scale * trace / signal, moment)
+        said = words(signal, trace, moment.batch_size, factor)
+        return Proposal(size, {"trace": trace, "signal": signal, "lr_factor": factor}, factor, said)

@@ -1,10 +1,11 @@
 """The sampled norm test, in the metric and with the threshold that the step size asks for."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from fisheropt.control.base import Controller, GradientNoise, clip
+from fisheropt.control.base import Controller, GradientNoise, Moment, Proposal, State
+from fisheropt.control.wish import granted, unchanged, words
 
 
 @final
@@ -33,34 +34,40 @@ class NormTest(Controller):
         if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 0.0):
             raise ValueError(f"NormTest(theta={self.theta}): theta is a positive number; write NormTest(theta=0.9).")
 
-    def initial_state(self) -> dict[str, float]:
-        """Nothing to remember."""
-        return {}
+    def initial_state(self) -> State:
+        """The factor of the step size."""
+        return {"lr_factor": 1.0}
 
-    def propose(
-        self,
-        state: dict[str, float],
-        reading: GradientNoise | None,
-        *,
-        lr: float,
-        batch_size: float,
-        samples: int,
-        bounds: tuple[float, float],
-    ) -> tuple[dict[str, float], float]:
-        """V/(theta^2 (A + V/b)); the size in use where nothing was measured."""
-        theta = self._threshold(lr)
+    def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
+        """V/(theta^2 (A + V/b)); the size in use where nothing was measured.
+
+        Beyond the largest batch the step falls: at equal temperature for a given theta, which then asks for
+        1/theta^2 batches at most; as in `matched_step` for theta = 1 - eta, with the eta of the last step made.
+        """
+        step = self._step(moment.lr) * state["lr_factor"]
         if reading is None or not reading.usable:
-            return dict(state), clip(batch_size, bounds)
-        gradient = reading.signal + reading.noise / batch_size
-        wanted = reading.noise / (theta**2 * gradient) if gradient > 0.0 else math.inf
-        return dict(state), clip(wanted, bounds)
+            return unchanged(state, moment)
+        gradient = reading.signal + reading.noise / moment.batch_size
+        if not gradient > 0.0:
+            return replace(unchanged(state, moment), batch_size=moment.bounds[1])
+        theta = 1.0 - step if self.theta is None else self.theta
+        wanted = reading.noise / (theta**2 * gradient)
+        size, factor = self._granted(wanted, step, state["lr_factor"], moment)
+        said = words(reading.signal, reading.noise, moment.batch_size, factor)
+        return Proposal(size, {"lr_factor": factor}, factor, said)
 
-    def _threshold(self, lr: float) -> float:
+    def _granted(self, wanted: float, step: float, factor: float, moment: Moment) -> tuple[float, float]:
+        """The size for the whole step eta: b* at a step e of n_0 + n samples is e/(1 - e) (n_0 + n)."""
         if self.theta is not None:
-            return self.theta
-        if not 0.0 <= lr < 1.0:
+            return granted(wanted, moment)
+        if factor < 1.0:
+            wanted *= (1.0 - step) / ((1.0 - moment.lr) * factor)
+        return granted(wanted, moment, moment.lr)
+
+    def _step(self, lr: float) -> float:
+        if self.theta is None and not 0.0 <= lr < 1.0:
             raise ValueError(
-                f"NormTest().propose(lr={lr}): theta = 1 - lr needs 0 <= lr < 1, a step in a metric "
-                "P ~ H^-1; lower lr, or fix the threshold: NormTest(theta=0.9)."
+                f"NormTest().propose(state, reading, Moment(lr={lr}, ...)): theta = 1 - lr needs 0 <= lr < 1, a step "
+                "in a metric P ~ H^-1; lower lr, or fix the threshold: NormTest(theta=0.9)."
             )
-        return 1.0 - lr
+        return lr

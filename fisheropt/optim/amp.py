@@ -43,10 +43,10 @@ def loss_scale(attributes: dict[str, Any]) -> LossScale:
     if found_inf is None:
         return LossScale(None, None, False)
     held = attributes.get("grad_scale")
-    return LossScale(held, _calling_scale() if held is None else held, bool(found_inf))
+    return LossScale(held, calling_scale() if held is None else held, bool(found_inf))
 
 
-def _calling_scale() -> Tensor | None:
+def calling_scale() -> Tensor | None:
     """The scale of the GradScaler whose `step` is on the stack.
 
     After the user's `scaler.unscale_(optimizer)`, torch hands over no scale, though the statistics were taken with it.

@@ -40,6 +40,8 @@ class FisherOptimizer(ObservingOptimizer):
     """SGD that sees how per-sample gradients scatter, in k directions of each parameter group."""
 
     _step_supports_amp_scaling = True
+    _parts = 1
+    """How many backward passes, each of a mean loss, made up the gradient of the step under way."""
 
     @abstractmethod
     def _decay(self, group: Group, count: int) -> float:
@@ -61,6 +63,13 @@ class FisherOptimizer(ObservingOptimizer):
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
         """The verdict and the advice of the report."""
 
+    def _incomplete(self, scale: LossScale) -> bool:
+        """Whether these gradients are but a part of a batch; the step then waits for the others."""
+        return False
+
+    def _control(self, scale: LossScale, loss: Any) -> None:
+        """Decide on the next batch and the length of this step, once the noise was taken in."""
+
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and measure the noise if this step is due.
@@ -76,9 +85,12 @@ class FisherOptimizer(ObservingOptimizer):
             with torch.enable_grad():
                 loss = closure()
         scale = loss_scale(vars(self))
+        if self._incomplete(scale):
+            return loss
         if not scale.overflow:
             finite = self._finite()
             if self._observe(scale, finite):
+                self._control(scale, loss)
                 self._guarded(scale, finite)
         self._plan(scale.overflow)
         return loss
@@ -141,7 +153,7 @@ class FisherOptimizer(ObservingOptimizer):
                 return None
             if group["measured"] < _LOOKED:
                 group["outside"] = outside(tap)
-        return read(tap, scale.statistics())
+        return read(tap, scale.statistics() * self._parts)
 
     def _seen(self, tap: SampleTap, group: Group) -> bool:
         """Whether the backward of these gradients went through the model.

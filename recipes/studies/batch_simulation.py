@@ -14,8 +14,9 @@ from typing import Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from fisheropt.control import Controller, GradientNoise
+from fisheropt.control import Controller, GradientNoise, Moment, Proposal
 
+LARGEST_BATCH = 1e6
 Array = NDArray[np.float64]
 Choose = Callable[[int, float], int]
 """The next batch size from the last one and the proposal."""
@@ -147,16 +148,16 @@ def one_pass(
 ) -> tuple[float, int]:
     """Excess risk over its bound, and the steps that it took."""
     rng = np.random.default_rng(seed)
-    theta, state, size, seen, steps = problem.start(rng), controller.initial_state(), smallest, 0, 0
+    theta, size, seen, steps = problem.start(rng), smallest, 0, 0
+    proposal = Proposal(smallest, controller.initial_state())
     while seen < problem.samples:
         gradients = problem.gradients(theta, size, rng)
         metric = problem.metric()
         seen, steps = seen + size, steps + 1
-        theta = theta - lr * metric @ gradients.mean(0)
-        state, proposed = controller.propose(
-            state, reading(gradients, metric), lr=lr, batch_size=size, samples=seen, bounds=(smallest, 1e6)
-        )
-        size = choose(size, proposed)
+        theta = theta - lr * proposal.lr_factor * metric @ gradients.mean(0)
+        moment = Moment(lr, size, seen, (smallest, LARGEST_BATCH), problem.samples)
+        proposal = controller.propose(proposal.state, reading(gradients, metric), moment)
+        size = choose(size, proposal.batch_size)
     error = theta - problem.optimum
     return float(error @ problem.hessian @ error) * seen / problem.bound, steps
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisheropt
-from fisheropt.control import Fixed
+from fisheropt.control import Fixed, Proposal
 from tests.cases import CASES
 from tests.oracle import covariance, flattened, per_sample_gradients
 
@@ -20,9 +20,9 @@ def test_signal_and_noise_are_the_oracles(monkeypatch, metric):
     noise, mean = covariance(gradients), flattened(gradients).mean(0)
     received = []
 
-    def propose(self, state, reading, **facts):
-        received.append((reading, facts))
-        return state, float(facts["batch_size"])
+    def propose(self, state, reading, moment):
+        received.append((reading, moment))
+        return Proposal(moment.batch_size, state)
 
     monkeypatch.setattr(Fixed, "propose", propose)
     optimizer = fisheropt.AdaptiveBatchSGD(case.model, lr=0.1, controller="fixed", metric=metric, damping=0.5)
@@ -31,8 +31,8 @@ def test_signal_and_noise_are_the_oracles(monkeypatch, metric):
     inverse = torch.eye(len(noise), dtype=noise.dtype)
     if metric:
         inverse = torch.linalg.inv(noise + 0.5 * inverse)
-    (reading, facts) = received[0]
-    assert facts["batch_size"] == facts["samples"] == case.samples and facts["lr"] == 0.1
+    (reading, moment) = received[0]
+    assert moment.batch_size == moment.samples == case.samples and moment.lr == 0.1
     assert reading.noise == pytest.approx(float((inverse * noise).sum()), rel=1e-8)
     signal = float(mean @ inverse @ mean) - reading.noise / case.samples
     assert reading.signal == pytest.approx(signal, rel=1e-7, abs=1e-10)

@@ -60,7 +60,7 @@ def test_an_optimizer_file_lists_what_its_constructor_takes(name: str) -> None:
 def test_every_optimizer_steps(name: str, problem: Logistic) -> None:
     cfg, _ = configure(f"optimizer={name}")
     sampler = AdaptiveBatchSampler(problem.train, 30)
-    optimizer = build_optimizer(cfg.optimizer, problem, sampler)
+    optimizer = build_optimizer(cfg.optimizer, problem, sampler, cfg.epochs)
     before = [p.detach().clone() for p in problem.model.parameters()]
     problem.loss(problem.model, problem.train[next(iter(sampler))]).backward()
     optimizer.step()
@@ -108,7 +108,7 @@ def test_every_tracker_is_one(name: str) -> None:
 def test_ours_see_the_model_and_what_auto_stands_for(problem: Logistic) -> None:
     sampler = AdaptiveBatchSampler(problem.train, 30)
     cfg, _ = configure("optimizer=adaptive_batch")
-    optimizer = build_optimizer(cfg.optimizer, problem, sampler)
+    optimizer = build_optimizer(cfg.optimizer, problem, sampler, cfg.epochs)
     problem.loss(problem.model, problem.train[next(iter(sampler))]).backward()
     optimizer.step()
     assert optimizer.report().as_dict()["groups"][0]["unit"] == "sample"
