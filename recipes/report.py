@@ -190,6 +190,8 @@ def noise_rows(result: Mapping[str, Any], group: Mapping[str, Any]) -> list[Row]
         "temperature_finite": ("the same for this many data", "exact"),
         "noise_floor": ("noise floor of the loss, fresh samples", dof),
         "noise_floor_epoch_end": ("the same at the end of a shuffled epoch", "if the metric is the inverse curvature"),
+        "stationary": ("stationary at this temperature", "upper bound of 95 %"),
+        "predicted_decrease": ("decrease of the loss a step", "from products of gradients"),
         "serial_steps": ("serial steps", "exact"),
         "samples_used": ("samples used", "exact"),
         "batch_changes": ("changes of the batch size", "exact"),

@@ -28,6 +28,7 @@ class AdaScale(Controller):
 
     base: float | None = None
     name: ClassVar[str] = "adascale"
+    planned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.base is not None and not (math.isfinite(self.base) and self.base > 0.0):

@@ -117,6 +117,10 @@ class Controller(abc.ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     """What it wants to be given beside the reading: of "budget", "loss", "drift", "sketches"."""
+    newton: ClassVar[bool] = False
+    """Whether its rule is for steps eta < 1 in a metric P near H^-1."""
+    planned: ClassVar[bool] = False
+    """Whether its sizes are a plan, to be taken as they are, and no estimates that fluctuate."""
 
     @abc.abstractmethod
     def initial_state(self) -> State:

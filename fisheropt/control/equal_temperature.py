@@ -25,6 +25,7 @@ class EqualTemperature(Controller):
 
     schedule: Schedule = "linear"
     name: ClassVar[str] = "equal_temperature"
+    planned: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"budget"})
 
     def __post_init__(self) -> None:

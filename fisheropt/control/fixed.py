@@ -12,6 +12,7 @@ class Fixed(Controller):
     """b <- b. The baseline, and the way to measure without acting."""
 
     name: ClassVar[str] = "fixed"
+    planned: ClassVar[bool] = True
 
     def initial_state(self) -> State:
         """Nothing to remember."""

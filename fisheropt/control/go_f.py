@@ -38,9 +38,10 @@ class GOF(Controller):
 
     drift: float = 0.3
     slow: float = 0.25
-    doubt: float = 0.25
+    doubt: float = 0.1
     memory: float = 0.9
     name: ClassVar[str] = "go_f"
+    newton: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fractions = 0.0 < self.slow < 1.0 and 0.0 <= self.doubt < 1.0 and 0.0 <= self.memory < 1.0

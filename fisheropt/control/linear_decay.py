@@ -13,6 +13,7 @@ class LinearDecay(Controller):
     """eta <- eta (1 - n/N), with n samples seen of N, and b as it is. The baseline of all schedules."""
 
     name: ClassVar[str] = "linear_decay"
+    planned: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"budget"})
 
     def initial_state(self) -> State:

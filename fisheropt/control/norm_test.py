@@ -29,6 +29,7 @@ class NormTest(Controller):
 
     theta: float | None = None
     name: ClassVar[str] = "norm_test"
+    newton: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 0.0):

@@ -67,8 +67,7 @@ class SASA(Controller):
         if math.isnan(moment.drift):
             return unchanged(state, moment)
         new = _counted(state, moment.drift, self.leak)
-        kept = len(new["blocks"]) * new["length"]
-        if kept <= self.fewest or new["made"] % self.every:
+        if new["steps"] <= self.leak * self.fewest or new["made"] % self.every:
             return Proposal(moment.stay(), new, new["lr_factor"])
         blocks = torch.tensor(new["blocks"], dtype=torch.float64)
         lower, upper = sasa_interval(blocks, 1.0 - self.significance)

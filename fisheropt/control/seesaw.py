@@ -30,6 +30,7 @@ class Seesaw(Controller):
     schedule: Schedule = "cosine"
     cut: float = 0.5
     name: ClassVar[str] = "seesaw"
+    planned: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"budget"})
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class Smith(Controller):
     stages: tuple[float, ...] = (0.5, 0.75, 0.9)
     length: int | None = None
     name: ClassVar[str] = "smith"
+    planned: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"budget"})
 
     def __post_init__(self) -> None:

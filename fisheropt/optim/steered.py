@@ -51,11 +51,16 @@ class SteeredOptimizer(FisherOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_gathering" in vars(self) and self._gathering.under_way:  # the readings of parts that come again
+            for tap in self._taps:
+                if tap is not None:
+                    tap.clear()
         self._begin()
 
     def _begin(self) -> None:
         """Nothing gathered, and nothing measured in the step under way."""
         self._gathering = Gathering()
+        self._repeated = False
         self._part: Part | None = None
         self._latest: Reading | None = None
 
@@ -79,6 +84,7 @@ class SteeredOptimizer(FisherOptimizer):
     def _incomplete(self, scale: LossScale) -> bool:
         self._part, self._parts = self._steering.arrive(), 1
         if self._part is None or self._part.first:
+            self._repeated = self._gathering.under_way
             self._gathering = Gathering()
         if self._part is None or (self._part.first and self._part.last):
             return False
@@ -86,6 +92,10 @@ class SteeredOptimizer(FisherOptimizer):
         if self._part.last:
             self._parts = self._gathering.finish(scale)
         return not self._part.last
+
+    def _reading(self, index: int, scale: LossScale) -> Reading | None:
+        """None of a batch that a loop had left between its parts: its first samples were read twice."""
+        return None if self._repeated else super()._reading(index, scale)
 
     def watch(self, scale: LossScale) -> None:
         """All of a step but the update of the parameters, for an optimizer that makes that.

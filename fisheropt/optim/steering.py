@@ -1,6 +1,6 @@
 """From a controller's proposal to what happens: the sampler's batch size first, then the length of the step.
 
-    b ← quantise(proposal),    step ← share · step,    share = factor · b'/(b' + b(1-η)/η)/η for a batch b' shorter than b
+    b ← quantise(b*),    step ← share · step,    share = factor · b/(bη + b*(1 - η)) for a batch b shorter than b*
 
 The state is in the first parameter group: the controller's numbers, what it proposed, and the last changes.
 """
@@ -13,7 +13,6 @@ from typing import Any, final
 import torch
 
 from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, Moment, Part, history, quantise, resolve
-from fisheropt.control.matched_step import matched_step
 from fisheropt.optim.group import Group, number
 
 _UNBOUNDED = 1 << 30
@@ -107,24 +106,31 @@ class Steering:
         actual = part.whole if part is not None else first["count"]
         if controller is None or not actual:
             return
-        lr = min(number(first["lr"]) / (1 - first["momentum"]), _FASTEST)
-        wanted = actual if self.sampler is None else self.sampler.batch_size
-        share = first["factor"] * (min(1.0, matched_step(lr, wanted, actual) / lr) if lr else 1.0)
+        lr = number(first["lr"]) / (1 - first["momentum"])
+        lr = min(lr, _FASTEST) if controller.newton else lr
+        wanted = first["proposed_batch_size"] or actual
+        rate = min(lr, 1.0)
+        share = first["factor"] * (actual / (actual * rate + wanted * (1 - rate)) if actual < wanted else 1.0)
         for group in groups:
             group["share"] = 1.0 if self.advise else share
-        moment = Moment(lr, actual, self._samples(first, actual), self._bounds(), self.budget, in_use=wanted, **facts)
+        in_use = actual if self.sampler is None else self.sampler.batch_size
+        data = None if self.sampler is None else self.sampler.data_size
+        seen, bounds = self._samples(first, actual), self._bounds()
+        moment = Moment(lr, actual, seen, bounds, self.budget, in_use=in_use, data_size=data, **facts)
         proposal = controller.propose(first["controller_state"], noise, moment)
         first["controller_state"], first["proposed_batch_size"] = proposal.state, proposal.batch_size
         first["factor"], self.why = proposal.lr_factor, proposal.why or self.why
-        self._set(first, proposal.batch_size)
+        if self.sampler is not None and not self.advise:
+            self._set(first, self.sampler, proposal.batch_size)
 
-    def _set(self, group: Group, proposed: float) -> None:
-        sampler = self.sampler
-        if sampler is None or self.advise:
-            return
+    def _set(self, group: Group, sampler: AdaptiveBatchSampler, proposed: float) -> None:
         before = sampler.batch_size
-        lo, hi = self._bounds()
-        size = quantise(before, proposed, round(lo), round(hi), multiple=_multiple(sampler, proposed))
+        lo, hi = (round(bound) for bound in self._bounds())
+        if self.controller is not None and self.controller.planned:
+            size = min(max(round(proposed), lo), hi)
+        else:
+            size = quantise(before, proposed, lo, hi, multiple=sampler.num_replicas)
+        size = _even(size, lo, hi, sampler)
         if size == before:
             return
         sampler.batch_size = size
@@ -151,8 +157,12 @@ def changes(group: Group) -> list[dict[str, float]]:
     return [dict(zip(CHANGE, row, strict=True)) for row in rows]
 
 
-def _multiple(sampler: AdaptiveBatchSampler, proposed: float) -> int:
-    """Of what a size must be a multiple, so that ranks and parts have equal shares."""
-    held = sampler.device_batch_size
-    parts = 1 if held is None else math.ceil(min(proposed, sampler.max_batch_size) / (held * sampler.num_replicas))
-    return sampler.num_replicas * max(parts, 1)
+def _even(size: int, lo: int, hi: int, sampler: AdaptiveBatchSampler) -> int:
+    """The nearest size with equal shares for all ranks, and in all parts, if one lies within the bounds."""
+    ranks, held = sampler.num_replicas, sampler.device_batch_size
+    parts = 1 if held is None else math.ceil(size / (held * ranks))
+    for multiple in (parts * ranks, ranks):
+        even = multiple * round(size / multiple)
+        if even and lo <= even <= hi and (held is None or even <= parts * held * ranks):
+            return even
+    return size

@@ -46,6 +46,7 @@ def details(group: Group, steering: Steering) -> dict[str, Any]:
         "batch_changes": group["changed"],
         "last_changes": changes(group),
         "why": steering.why,
+        **_certificate(group["controller_state"]),
     }
 
 
@@ -82,6 +83,18 @@ def words(group: Group, steering: Steering, unit: str) -> tuple[str, tuple[str, 
     return said, () if sampler is not None else ("Give sampler=AdaptiveBatchSampler(...) to let it be set.",)
 
 
+def _certificate(state: dict[str, Any]) -> dict[str, Any]:
+    """What the stationarity certificate last said, where the controller asks for one."""
+    if not state.get("tested"):
+        return {}
+    return {
+        "stationary": state["in_a_row"] > 0,
+        "predicted_decrease": state["decrease"],
+        "predicted_decrease_se": state["decrease_se"],
+        "decrease_steps": state["tested"],
+    }
+
+
 def _trace(group: Group) -> tuple[float, float]:
     """tr(PG) of one sample, and its standard error at the most, that of noise in one direction."""
     dof = running.effective_count(group, "covariance")
@@ -100,7 +113,7 @@ def _reshuffled(group: Group, lr: float, batch: float, data: int | None) -> floa
 
     In a metric P ≈ H⁻¹ they do, by 1 - η; nan elsewhere, as it depends on the curvature.
     """
-    if not group.get("metric_ready") or data is None or not 0 < lr < 1 or batch >= data:
+    if not group.get("metric_ready") or data is None or not 0 < lr < 1 or 2 * batch > data:
         return float("nan")
     one = torch.ones(1, 1, dtype=torch.float64)
     size = max(round(batch), 1)

@@ -69,8 +69,9 @@ class Run:
         self.sampler = fisheropt.AdaptiveBatchSampler(
             self.data, way.size, max_batch_size=60, device_batch_size=way.device
         )
+        self.sampler.commit(0)
         self.optimizer = fisheropt.AdaptiveBatchSGD(
-            self.model, lr=0.05, momentum=0.5, sampler=self.sampler, controller=way.controller
+            self.model, lr=0.05, momentum=0.5, sampler=self.sampler, controller=way.controller, every=1
         )
         self.loader = DataLoader(
             self.data, batch_sampler=self.sampler, num_workers=way.workers, generator=torch.Generator().manual_seed(2)

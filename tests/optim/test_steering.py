@@ -40,7 +40,7 @@ class Scripted(Controller):
     def propose(self, state, reading, moment):
         self.heard.append((reading, moment))
         calls = int(state["calls"])
-        size = self.sizes[calls % len(self.sizes)] if self.sizes else moment.batch_size
+        size = self.sizes[calls % len(self.sizes)] if self.sizes else moment.stay()
         return Proposal(moment.clip(size), {"calls": calls + 1.0}, self.lr_factor, f"call {calls}")
 
 
@@ -263,3 +263,10 @@ def test_a_reshuffled_floor_is_below_that_of_fresh_samples():
     _, optimizer, _ = train(controller="fixed", metric="fisher")
     group = optimizer.report().as_dict()["groups"][0]
     assert 0 < group["noise_floor_epoch_end"] < group["noise_floor"]
+
+
+def test_the_certificate_is_in_the_report():
+    _, optimizer, _ = train(controller="certified", epochs=24)
+    group = optimizer.report().as_dict()["groups"][0]
+    assert isinstance(group["stationary"], bool) and group["decrease_steps"] >= 20
+    assert group["predicted_decrease_se"] > 0
