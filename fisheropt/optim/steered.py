@@ -20,6 +20,7 @@ from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.signal import decay_in_square, of_samples
 from fisheropt.optim.steering import Steering
+from fisheropt.taps import Tap
 from fisheropt.taps.reduce import ranks, reduce_sum
 from fisheropt.theory.sketch import CountSketch
 
@@ -63,6 +64,12 @@ class SteeredOptimizer(FisherOptimizer):
         self._repeated = False
         self._part: Part | None = None
         self._latest: Reading | None = None
+
+    def _start(self, group: Group, tap: Tap | None) -> None:
+        super()._start(group, tap)
+        if group is self.param_groups[0] and self._steering.wants("sketches"):
+            for key, value in history.fresh().items():
+                group.setdefault(key, value)
 
     @abstractmethod
     def _noise(self, group: Group, reading: Reading, decay: float) -> GradientNoise | None:
@@ -145,23 +152,28 @@ class SteeredOptimizer(FisherOptimizer):
         return of_samples(noise, self._part.whole)
 
     def _products(self, group: Group, scale: LossScale) -> dict[str, Any]:
-        """What lag products and SASA+ need: a sketch of P^½ g, and ⟨θ, P g⟩ - (η/2)‖P g‖²."""
-        parameters = [p for p in group["params"] if p.grad is not None]
-        gradients = self._with_decay(group, parameters, scale)
-        step, root = self._in_metric(group, parameters, gradients)
+        """What lag products and SASA+ need: a sketch of P^½ g, and ⟨θ, P g⟩ - (η/2)‖P g‖² for the step η that is made.
+
+        A parameter without a gradient has zeros, so that all others keep their places in the sketch.
+        """
+        parameters = list(group["params"])
+        step, root = self._in_metric(group, parameters, self._with_decay(group, parameters, scale))
         if self._steering.wants("sketches"):
             history.add(group, _SKETCH(root))
             return {"sketches": history.Ring(group)}
         along = sum(float((p * d).sum()) for p, d in zip(parameters, step, strict=True))
-        return {"drift": along - number(group["lr"]) / 2 * sum(float(d.square().sum()) for d in step)}
+        made = number(group["lr"]) * group["factor"]
+        return {"drift": along - made / 2 * sum(float(d.square().sum()) for d in step)}
 
     def _with_decay(self, group: Group, parameters: list[Tensor], scale: LossScale) -> list[Tensor]:
-        gradients = scale.unscale(_gradients(parameters))
+        held = [p for p in parameters if p.grad is not None]
+        gradients = scale.unscale(_gradients(held))
         if group["maximize"]:
             gradients = list(torch._foreach_neg(gradients))
         if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        return gradients
+            gradients = list(torch._foreach_add(gradients, held, alpha=group["weight_decay"]))
+        given = {id(p): g for p, g in zip(held, gradients, strict=True)}
+        return [given[id(p)] if id(p) in given else torch.zeros_like(p) for p in parameters]
 
     def _details(self, group: Group) -> dict[str, Any]:
         return temperature.details(group, self._steering) if group is self.param_groups[0] else {}

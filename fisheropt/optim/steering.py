@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, Moment, Part, history, quantise, resolve
+from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, Moment, Part, quantise, resolve
 from fisheropt.optim.group import Group, number
 
 _UNBOUNDED = 1 << 30
@@ -68,7 +68,7 @@ class Steering:
 
     def fresh(self) -> Group:
         """The state of a group before anything was measured."""
-        state: Group = {
+        return {
             "controller_state": {} if self.controller is None else self.controller.initial_state(),
             "proposed_batch_size": 0.0,
             "factor": 1.0,
@@ -76,7 +76,6 @@ class Steering:
             "changed": 0.0,
             "changes": torch.zeros(_REMEMBERED, len(CHANGE), dtype=torch.float64),
         }
-        return state | (history.fresh() if self.wants("sketches") else {})
 
     def arrive(self) -> Part | None:
         """The part of the data that this step's gradients are of; None where nobody knows.

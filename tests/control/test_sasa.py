@@ -67,11 +67,14 @@ def test_does_not_drop_where_the_mean_is_not_zero(mean: float) -> None:
 
 
 def test_halves_of_opposite_sign_are_no_stationarity() -> None:
-    """A mean that crosses zero is zero over all."""
+    """A mean that crosses zero is zero over all; asked of a later drop too, which looks at the whole alone otherwise."""
     crossing = [x + (0.15 if k < 1000 else -0.15) for k, x in enumerate(noise(2000))]
     rule = SASA(leak=1, fewest=1900, every=2000, warmup=0)
-    state = driven(rule, crossing)[-1].state
-    assert state["lower"] < 0 < state["upper"] and state["lr_factor"] == 1
+    before = driven(rule, crossing[:-1])[-1].state
+    for drops in (0.0, 1.0):
+        moment = Moment(0.1, 32, 64, (2.0, 64.0), drift=crossing[-1])
+        state = rule.propose({**before, "drops": drops}, None, moment).state
+        assert state["lower"] < 0 < state["upper"] and state["drops"] == drops
 
 
 def test_the_first_drop_asks_more_than_the_later_ones() -> None:
