@@ -7,12 +7,29 @@ them in one parameter. Index legend: n sample, t position, o output, i input, k 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+
+class Implicit(Protocol):
+    """Per-sample gradients that are contracted without being formed, or formed a few samples at a time."""
+
+    def along_dense(self, basis: Tensor) -> Tensor:
+        """⟨hₙ, v_k⟩ for v [k, *parameter]: [n, k]."""
+        ...
+
+    def along_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        """⟨hₙ, p_k q_kᵀ⟩ for p [k, o] and q [k, i]: [n, k]."""
+        ...
+
+    def tiles(self) -> Iterator[Tensor]:
+        """All hₙ, some samples at a time."""
+        ...
 
 
 class Directions(ABC):
@@ -30,6 +47,10 @@ class Directions(ABC):
     @abstractmethod
     def of_dense(self, h: Tensor) -> Tensor:
         """⟨hₙ, v_k⟩ for h [n, *parameter]: [n, k]."""
+
+    @abstractmethod
+    def of_implicit(self, form: Implicit) -> Tensor:
+        """⟨hₙ, v_k⟩ for gradients that are not formed at once: [n, k]."""
 
     @abstractmethod
     def combine(self, coefficients: Tensor) -> Tensor:
@@ -61,6 +82,9 @@ class DenseDirections(Directions):
     def of_dense(self, h: Tensor) -> Tensor:
         return h.reshape(h.shape[0], -1) @ self.basis.to(h.dtype).reshape(self.basis.shape[0], -1).T
 
+    def of_implicit(self, form: Implicit) -> Tensor:
+        return form.along_dense(self.basis)
+
     def combine(self, coefficients: Tensor) -> Tensor:
         return torch.tensordot(coefficients.to(self.basis.dtype), self.basis, 1)
 
@@ -91,6 +115,9 @@ class RankOneDirections(Directions):
         matrices = h.reshape(h.shape[0], self.left.shape[1], -1)
         return ((matrices @ self.right.to(h.dtype).T) * self.left.to(h.dtype).T).sum(1)
 
+    def of_implicit(self, form: Implicit) -> Tensor:
+        return form.along_rank_one(self.left, self.right)
+
     def combine(self, coefficients: Tensor) -> Tensor:
         return (self.left * coefficients.to(self.left.dtype)[:, None]).T @ self.right
 
@@ -120,6 +147,9 @@ class Coordinates(Directions):
     def of_dense(self, h: Tensor) -> Tensor:
         flat = h.reshape(h.shape[0], -1)
         return pad(flat, (self.start, self.size - self.start - flat.shape[1]))
+
+    def of_implicit(self, form: Implicit) -> Tensor:
+        return torch.cat([self.of_dense(h) for h in form.tiles()])
 
     def combine(self, coefficients: Tensor) -> Tensor:
         return coefficients[self.start : self.start + self.shape.numel()]

@@ -17,15 +17,15 @@ class Case:
     model: nn.Module
     batch: tuple[Tensor, ...]
     losses: Callable[..., Tensor]
-    shares: bool = False
-    """Whether a parameter is used twice, so that only joint statistics are exact."""
+    written: nn.Module | None = None
+    """The same model, with the same names, in operations that vmap knows; the model itself if left out."""
 
     def loss(self, model=None) -> Tensor:
         """The mean over samples, as a user writes it."""
         return self.losses(self.model if model is None else model, *self.batch).mean()
 
     def slice(self, start: int, stop: int) -> "Case":
-        return Case(self.model, tuple(x[start:stop] for x in self.batch), self.losses, self.shares)
+        return Case(self.model, tuple(x[start:stop] for x in self.batch), self.losses, self.written)
 
     @property
     def samples(self) -> int:
@@ -46,7 +46,7 @@ def regression(model, x, y):
 
 
 def tokens(model, x, y):
-    return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").unflatten(0, x.shape[:2]).mean(1)
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").unflatten(0, y.shape).mean(1)
 
 
 def likelihood(model, x):
@@ -89,15 +89,51 @@ class Tied(nn.Module):
         return self.last(torch.tanh(self.first(x)))
 
 
+class LowRank(nn.Module):
+    """A layer whose weight stays and a product of two small ones that learns, as in adapters of low rank."""
+
+    def __init__(self, inputs, outputs, rank):
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs)
+        self.down, self.up = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Language(nn.Module):
+    """One table that embeds and un-embeds tokens, which recur in a sample."""
+
+    def __init__(self, vocabulary, size, table):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, size, padding_idx=table)
+        self.mix, self.last = nn.Linear(size, size), nn.Linear(size, vocabulary, bias=False)
+        self.last.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.mix(self.embed(x))))
+
+
 class Twice(nn.Module):
     """One module called twice."""
 
-    def __init__(self, size):
+    def __init__(self, layer):
         super().__init__()
-        self.layer = nn.Linear(size, size)
+        self.layer = layer
 
     def forward(self, x):
         return self.layer(torch.tanh(self.layer(x)))
+
+
+class Pairs(nn.Module):
+    """One table looked up in two calls of a forward."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, x):
+        return self.table(x[:, ::2]) * torch.tanh(self.table(x[:, 1::2]))
 
 
 def batch(*shape, classes=None, samples=9):
@@ -159,6 +195,14 @@ def embedding():
 
 
 @case
+def adapted():
+    """A frozen layer and a low-rank one beside it."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), LowRank(6, 5, 2), nn.Tanh(), nn.Linear(5, 3)).double()
+    model[2].base.requires_grad_(False)
+    return Case(model, batch(4, classes=3), classification)
+
+
+@case
 def frozen():
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     model[0].weight.requires_grad_(False)
@@ -168,10 +212,28 @@ def frozen():
 @case
 def tied():
     x, target = batch(4)[0], batch(4)[0]
-    return Case(Tied(4).double(), (x, target), regression, shares=True)
+    return Case(Tied(4).double(), (x, target), regression)
+
+
+@case
+def tied_table():
+    return Case(Language(5, 4, None).double(), (torch.randint(0, 5, (9, 6)), torch.randint(0, 5, (9, 6))), tokens)
+
+
+@case
+def table_called_twice():
+    table = nn.Embedding(5, 4)
+    model = nn.Sequential(Pairs(table), nn.Linear(4, 3)).double()
+    return Case(model, (torch.randint(0, 5, (9, 6)), torch.randint(0, 3, (9, 3))), tokens)
+
+
+@case
+def convolution_called_twice():
+    model = nn.Sequential(Twice(nn.Conv1d(2, 2, 3, padding=1)), nn.Flatten(), nn.Linear(8, 3)).double()
+    return Case(model, batch(2, 4, classes=3), classification)
 
 
 @case
 def called_twice():
     x, target = batch(4)[0], batch(4)[0]
-    return Case(Twice(4).double(), (x, target), regression, shares=True)
+    return Case(Twice(nn.Linear(4, 4)).double(), (x, target), regression)

@@ -52,20 +52,22 @@ class Generic(Rule):
                 f"the generic rule needs tensors with the samples on their first axis as inputs of "
                 f"{type(module).__name__}; found {found}. Write a rule: @fisheropt.rule({type(module).__name__})"
             )
-        return tuple(tensors.values()), (tuple(tensors), tuple(constants.items()))
+        weights = dict(module.named_parameters())  # of this call: functional_call may have lent them
+        return (*tensors.values(), *weights.values()), (tuple(tensors), tuple(constants.items()), tuple(weights))
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         twin = self.twin
         assert twin is not None
-        constants = {name: p.detach() for name, p in module.named_parameters() if name not in names}
-        constants |= dict(module.named_buffers())
-        dtype = module.get_parameter(names[0]).dtype  # under autocast the inputs may be narrower
-        variables = {name: module.get_parameter(name).detach() for name in names}
+        keys, fixed, owned = context
+        samples, weights = saved[: len(keys)], dict(zip(owned, (w.detach() for w in saved[len(keys) :]), strict=True))
+        constants = {name: w for name, w in weights.items() if name not in names} | dict(module.named_buffers())
+        variables = {name: weights[name] for name in names}
+        dtype = variables[names[0]].dtype  # under autocast the inputs may be narrower
 
         def pull(g: Tensor, *sample: Tensor) -> dict[str, Tensor]:
-            args, kwargs = _arguments(context, tuple(x.to(dtype) if x.is_floating_point() else x for x in sample))
+            args, kwargs = _arguments(keys, fixed, tuple(x.to(dtype) if x.is_floating_point() else x for x in sample))
 
             def run(parameters: dict[str, Tensor]) -> Tensor:
                 return functional_call(twin, parameters | constants, args, kwargs).squeeze(0)
@@ -73,7 +75,7 @@ class Generic(Rule):
             output, pullback, *_ = vjp(run, variables)
             return pullback(g.to(output.dtype))[0]
 
-        return {name: Dense(h) for name, h in vmap(pull)(grad, *saved).items()}
+        return {name: Dense(h) for name, h in vmap(pull)(grad, *samples).items()}
 
 
 def _hookless(module: nn.Module) -> nn.Module:
@@ -89,16 +91,15 @@ def _hookless(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _arguments(context: Any, sample: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(
+    keys: tuple[Any, ...], constants: Any, sample: tuple[Tensor, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs of one sample, as a batch of one."""
-    keys, constants = context
     given = dict(constants) | dict(zip(keys, (x.unsqueeze(0) for x in sample), strict=True))
     positions = sorted(key for key in given if isinstance(key, int))
     return tuple(given[i] for i in positions), {k: v for k, v in given.items() if isinstance(k, str)}
 
 
-_RUNNING = "its child's weight is used without calling the child, so no output gradient of it is seen"
-refuse(nn.MultiheadAttention, _RUNNING)
+refuse(nn.MultiheadAttention, "its forward is overridden, and its child's weight is used without calling the child")
 refuse(nn.RNNBase, "the cuDNN and CPU kernels of recurrent layers have no per-sample backward")
 refuse(torch.nn.utils.parametrize.ParametrizationList, "a parametrised weight is computed without seeing the samples")
-refuse(nn.EmbeddingBag, "its samples are not the first axis of its input")

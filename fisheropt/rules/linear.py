@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.persample import Dense, Outer, PerSample
-from fisheropt.rules.registry import Rule, rule
+from fisheropt.rules.registry import Rule, batched, rule
 
 
 @final
@@ -18,18 +18,13 @@ class Linear(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
-        a = args[0] if args else kwargs["input"]
-        if a.ndim < 2:
-            raise RuntimeError(
-                f"{module} was called with an input of shape {tuple(a.shape)}, which has no axis of samples; write "
-                f"model(x.unsqueeze(0)) for a batch of one"
-            )
-        return (a,), None
+        return (batched(module, args, kwargs, 2),), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
@@ -41,5 +36,6 @@ class Linear(Rule):
         if "weight" in names:
             forms["weight"] = Outer(g, a.reshape(samples, -1, a.shape[-1]))
         if "bias" in names:
-            forms["bias"] = Dense(g.sum(1, dtype=torch.promote_types(g.dtype, torch.float32)))
+            wide = torch.promote_types(g.dtype, torch.float32)
+            forms["bias"] = Dense(g[:, 0].to(wide) if g.shape[1] == 1 else g.sum(1, dtype=wide))
         return forms

@@ -20,6 +20,12 @@ class Rule(ABC):
     serves: ClassVar[frozenset[str] | None] = None
     """The names of the parameters that it knows; a module that owns others gets the generic rule. None for all."""
 
+    adopts: ClassVar[tuple[str, ...]] = ()
+    """The names of children that the module never calls, whose parameters it serves too."""
+
+    lends: ClassVar[frozenset[str]] = frozenset()
+    """The names of large weights that the module's forward reads as its attributes, and that a call may be lent anew."""
+
     @abstractmethod
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         """The inputs of the module that its per-sample gradients are made of, and what else `forms` needs of the call."""
@@ -33,6 +39,14 @@ class Rule(ABC):
     @abstractmethod
     def prepare(self, module: nn.Module) -> Rule:
         """The rule for this one module, which may hold what it needs of it."""
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Why a module of such settings has no per-sample gradients, with what to write; None if it has."""
+        return None
+
+    def observed(self, output: Any) -> tuple[Any, tuple[Any, ...]]:
+        """The one tensor of the module's outputs through which it is seen, and the others, which no loss may use."""
+        return output, ()
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
@@ -60,7 +74,27 @@ def refuse(module_class: type[nn.Module], reason: str) -> None:
 
 def refusal(module: nn.Module) -> str | None:
     """Why the module cannot be served; None if it can."""
+    found = _known(module)
+    if found is not None:
+        return found.refusal(module)
     return next((_REFUSED[c] for c in type(module).__mro__ if c in _REFUSED), None)
+
+
+def adopts(module: nn.Module) -> tuple[str, ...]:
+    """The names of the children that the module never calls, whose parameters its rule serves."""
+    found = _known(module)
+    return () if found is None else found.adopts
+
+
+def batched(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: int) -> Tensor:
+    """The module's one input, which must have so many axes or more for its first to be that of the samples."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    if x.ndim < axes:
+        raise RuntimeError(
+            f"{module} was called with an input of shape {tuple(x.shape)}, which has no axis of samples; write "
+            f"model(x.unsqueeze(0)) for a batch of one"
+        )
+    return x
 
 
 def find(module: nn.Module) -> Rule:
@@ -68,10 +102,16 @@ def find(module: nn.Module) -> Rule:
 
     A class that overrides the `forward` which the rule describes gets the generic rule.
     """
+    return (_known(module) or _RULES[nn.Module]).prepare(module)
+
+
+def _known(module: nn.Module) -> Rule | None:
+    """The rule written for the module's class; None where only the generic one is left."""
     own = {name for name, _ in module.named_parameters(recurse=False)}
     for ancestor in type(module).__mro__:
-        if ancestor in _RULES and type(module).forward is ancestor.forward and "forward" not in vars(module):
-            served = _RULES[ancestor].serves
-            if served is None or own <= served:
-                return _RULES[ancestor].prepare(module)
-    return _RULES[nn.Module].prepare(module)
+        if ancestor is nn.Module or ancestor not in _RULES or type(module).forward is not ancestor.forward:
+            continue
+        found = _RULES[ancestor]
+        if "forward" not in vars(module) and (found.serves is None or own <= found.serves):
+            return found
+    return None

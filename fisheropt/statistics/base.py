@@ -22,7 +22,7 @@ from torch import Tensor
 from fisheropt.directions import Directions
 from fisheropt.persample import PerSample
 
-Shape = Literal["trace", "diagonal", "matrix"]
+Shape = Literal["trace", "diagonal", "matrix", "factors"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class Covariance:
 
     def trace(self) -> Tensor:
         """The sum of the variances, a 0-dim tensor."""
+        self._need("trace", "diagonal", "matrix")
         if self.shape == "trace":
             return self.value
         return self.value.trace() if self.shape == "matrix" else self.value.sum()
@@ -112,6 +113,7 @@ class Covariance:
         A variance s² has √(2/dof)·s²; an entry ij of a matrix has √((sᵢᵢsⱼⱼ + sᵢⱼ²)/dof). A trace has at most √(2/dof)
         of itself, the value at one dominant direction.
         """
+        self._need("trace", "diagonal", "matrix")
         if self.shape != "matrix":
             return self.value.abs() * (2 / self.dof) ** 0.5
         variances = self.value.diagonal()
@@ -120,8 +122,9 @@ class Covariance:
     def _need(self, *shapes: Shape) -> None:
         if self.shape not in shapes:
             raise TypeError(
-                f"this covariance was measured as a {self.shape} only. Observe with SecondMoment() for the diagonal, "
-                f"FullCovariance() or Projection(directions) for a matrix"
+                f"this covariance was measured as a {self.shape} only. Observe with Trace() for the trace, SecondMoment() "
+                f"for the diagonal, FullCovariance() or Projection(directions) for a matrix; those of Kronecker() are "
+                f"taken apart by Kronecker().factors(covariance, parameter), with .standard_error(covariance, parameter)"
             )
 
 

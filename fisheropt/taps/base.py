@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisheropt.directions import Directions
 from fisheropt.statistics import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
+from fisheropt.taps.layers import Layers
 from fisheropt.taps.scores import Scores
 
 Unit = Literal["sample", "microbatch"]
@@ -55,6 +56,10 @@ class Tap(ABC):
     @abstractmethod
     def scores(self) -> Scores | None:
         """What a `Response` has collected since the last `clear`; None for another statistic."""
+
+    @abstractmethod
+    def layers(self) -> Layers | None:
+        """What a `Layerwise` has collected since the last `clear`; None for another statistic."""
 
     @abstractmethod
     def attach(self) -> None:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from fisheropt.directions import Directions
-from fisheropt.taps.scores import Scores, Waiting
+from fisheropt.statistics import ParameterStatistic
+from fisheropt.taps.collector import Collector
+from fisheropt.taps.gather import Gathering
+from fisheropt.taps.scores import Waiting
 from fisheropt.taps.sink import Fold
 
 JOINT = ""
@@ -19,7 +22,7 @@ class Information(NamedTuple):
     """What the likelihood's backward of one forward has read: the folded coordinates and, where asked for, the scores."""
 
     augmented: Tensor
-    scores: Scores | None
+    scores: Collector | None
 
     def plus(self, other: Information) -> Information:
         """Over the samples of both."""
@@ -45,7 +48,7 @@ class Channel:
         sums: dict[str, Tensor],
         counts: dict[str, Tensor],
         directions: dict[str, Directions],
-        scores: Scores | None,
+        scores: Collector | None,
     ) -> None:
         self.on = True
         self.directions = directions
@@ -59,6 +62,10 @@ class Channel:
         self.counts = counts
         self.samples: int | None = None
         self.called: tuple[str, ...] = ()
+        self.tied: frozenset[str] = frozenset()
+        self.sizes: dict[str, Tensor] = {}
+        self.calls: Calls | None = None
+        self.last_calls: Calls | None = None
         self.carrier: Carrier | None = None
         self.last: Carrier | None = None
         self.information: list[Information] = []
@@ -72,6 +79,8 @@ class Channel:
             "called": (),
             "carrier": None,
             "last": None,
+            "calls": None,
+            "last_calls": None,
             "information": [],
             "on": False,
         }
@@ -89,14 +98,23 @@ class Channel:
             return self.last
         return self.carrier
 
+    def gathering(self) -> Calls | None:
+        """Where the calls of a statistic of each parameter by itself come together; None where they cannot.
+
+        A compiled graph keeps no Python objects from layer to layer, and a reentrant checkpoint runs backwards of its own.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        return self.last_calls if self.calls is None and _repeated() else self.calls
+
     def drop_gradients(self) -> None:
         """Forget what backward has left."""
-        for leaf in (*self.leaves.values(), *self.sums.values(), *self.counts.values()):
+        for leaf in (*self.leaves.values(), *self.sums.values(), *self.counts.values(), *self.sizes.values()):
             leaf.grad = None
         self.information = []
         self.clearings += 1
         if self.scores is not None:
-            self.scores = Scores()
+            self.scores = self.scores.blank()
 
 
 @final
@@ -150,6 +168,23 @@ class Carrier:
         self.passage = None if torch.compiler.is_compiling() else Passage(channel)
         self.waiting = None if self.passage is None else self.passage.waiting
         self.sink: Tensor = Fold.apply(channel.leaves[JOINT], samples, self.passage)  # type: ignore[no-untyped-call]
+
+
+@final
+class Calls:
+    """What collects the calls of each parameter in one forward."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.of: dict[str, Gathering] = {}
+
+    def gathering(self, name: str, statistic: ParameterStatistic) -> Gathering:
+        """That of a named parameter, opened at its first call, so that it closes as soon as backward has passed all."""
+        if name not in self.of:
+            channel, made = self.channel, Gathering(statistic, Passage(self.channel))
+            made.open(channel.leaves[name], channel.sums[name], channel.sizes[name])
+            self.of[name] = made
+        return self.of[name]
 
 
 def _repeated() -> bool:

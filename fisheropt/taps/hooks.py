@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -13,10 +16,10 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.persample import PerSample
 from fisheropt.statistics import JointStatistic, Statistic
 from fisheropt.taps.base import of_parameter
-from fisheropt.taps.channel import JOINT, Carrier, Channel, Information, Passage
+from fisheropt.taps.channel import JOINT, Calls, Carrier, Channel, Information, Passage
+from fisheropt.taps.lend import Lend, TakeBack
 from fisheropt.taps.routes import Route
-from fisheropt.taps.scores import Scores
-from fisheropt.taps.sink import Once, Sink
+from fisheropt.taps.sink import Closed, Once, Sink
 
 
 @final
@@ -29,26 +32,81 @@ class LayerHook:
         self.in_place = route.rule.in_place
         self.statistic = statistic
         self.joint = isinstance(statistic, JointStatistic)
-        self.sinks = (1 if self.joint else 2 * len(route.names)) + 1
+        self.lent: tuple[str, ...] = ()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self.channel.observing() or not self._trainable():
             return None
-        carrier = self.channel.shared() if self.joint else None
-        if self.joint and carrier is None:
+        found = self._sinks()
+        if found is None:
             return None
-        self._check(output)
-        own = (carrier.sink,) if carrier is not None else self._leaves()
+        own, place = found
+        seen, others = self.rule.observed(output)
         saved, context = self.rule.saved(module, args, kwargs)
-        waiting = None if carrier is None else carrier.waiting
+        self._check(seen)
         count = self.channel.counts[self.path]
-        if not self.joint and not torch.compiler.is_compiling():
+        if place is None and not self.joint and not torch.compiler.is_compiling():
             count = Once.apply(count, Passage(self.channel))  # type: ignore[no-untyped-call]
-        return Sink.apply(self, (context, waiting), output, *own, count, *saved)  # type: ignore[no-untyped-call]
+        sinks = (*own, count)
+        seen = Sink.apply(self, (context, place), len(sinks), seen, *sinks, *saved)  # type: ignore[no-untyped-call]
+        return (seen, *(self._closed(x) for x in others)) if others else seen
 
-    def _leaves(self) -> tuple[Tensor, ...]:
-        names = self.names.values()
-        return *(self.channel.leaves[name] for name in names), *(self.channel.sums[name] for name in names)
+    def _sinks(self) -> tuple[tuple[Tensor, ...], Any] | None:
+        """The sinks of a call and what its backward leaves its forms with; None where no backward is to be read."""
+        channel = self.channel
+        if self.joint:
+            carrier = channel.shared()
+            return None if carrier is None else ((carrier.sink,), carrier.waiting)
+        calls, statistic = channel.gathering(), of_parameter(self.statistic)
+        if calls is not None:
+            place = {
+                name: (calls.gathering(self.names[name], statistic), name in self.lent) for name in self._trainable()
+            }
+            return tuple(gathering.sink for gathering, _ in place.values()), place
+        if channel.samples is None and torch._C._current_graph_task_id() == -1:
+            return None  # outside of the model's forward, and nothing repeats it
+        self._single()
+        leaves = [kept[name] for kept in (channel.leaves, channel.sums, channel.sizes) for name in self.names.values()]
+        return tuple(leaves), None
+
+    def lending(self) -> dict[str, Tensor]:
+        """The leaves of Σₙ hₙ that autograd can reach with the weight's own gradient, where that has their dtype."""
+        channel = self.channel
+        if self.joint or not self.rule.lends or not channel.observing() or channel.gathering() is None:
+            return {}
+        weights = {name: attrgetter(name)(self.module) for name in self._trainable() if name in self.rule.lends}
+        return {
+            name: channel.sums[self.names[name]]
+            for name, weight in weights.items()
+            if weight.dtype is self.statistic.accumulator(weight) and not torch.is_autocast_enabled(weight.device.type)
+        }
+
+    def _single(self) -> None:
+        """Refuse several uses of a parameter where each is squared by itself."""
+        channel, names = self.channel, self.names.values()
+        compiling = torch.compiler.is_compiling()
+        gathered = () if compiling or channel.last_calls is None else channel.last_calls.of
+        if self.path in channel.called or any(name in channel.tied or name in gathered for name in names):
+            raise RuntimeError(
+                f"{self._name()} is called several times a forward, or shares a parameter, inside a compiled model or a "
+                f"reentrant checkpoint: summed apart, the cross terms of its calls would be lost. Use FullCovariance() or "
+                f"Projection(...), run the model without torch.compile, or write checkpoint(..., use_reentrant=False)"
+            )
+        channel.called = (*channel.called, self.path)
+
+    def _closed(self, other: Any) -> Any:
+        """Another output of the module, through which no gradient may come."""
+        if not isinstance(other, Tensor) or not other.requires_grad:
+            return other
+        if torch.compiler.is_compiling():
+            raise RuntimeError(self._beside())
+        return Closed.apply(other, self._beside())  # type: ignore[no-untyped-call]
+
+    def _beside(self) -> str:
+        return (
+            f"the loss uses, or in a compiled model could use, the attention weights that {self._name()} returns; only "
+            f"gradients of its first output are seen. Call it with need_weights=False"
+        )
 
     def _check(self, output: Any) -> None:
         """Refuse an output whose samples cannot be told apart."""
@@ -66,38 +124,41 @@ class LayerHook:
                 f"axis is not the sample. Keep the samples on the first axis, x.unflatten(0, (n, -1)), and take the "
                 f"loss outside the model"
             )
-        if not self.joint:
-            if self.path in self.channel.called:
-                raise RuntimeError(
-                    f"{self._name()} is called several times a forward: summed apart, the cross terms of its calls would "
-                    f"be lost. Use FullCovariance() or Projection(...), which sum over calls"
-                )
-            self.channel.called = (*self.channel.called, self.path)
 
     def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients: Σφ(hₙ) and Σhₙ of each parameter, or the joint z; then the number of samples."""
-        names, (given, waiting) = self._trainable(), context
+        names, (given, place) = self._trainable(), context
         with torch.autocast(grad.device.type, enabled=False):
             forms = self.rule.forms(self.module, names, saved, given, grad)
-            forms = {n: f.to(self.statistic.accumulator(self.module.get_parameter(n))) for n, f in forms.items()}
+            forms = {n: f.to(self.statistic.accumulator(attrgetter(n)(self.module))) for n, f in forms.items()}
             count = grad.new_full((), grad.shape[0], dtype=torch.float32)
-            if not self.joint:
-                of = of_parameter(self.statistic).of
-                statistics = (of(forms[n]) if n in forms else None for n in self.names)
-                return *statistics, *(forms[n].sum() if n in forms else None for n in self.names), count
-            if waiting is not None:
-                for name, form in forms.items():
-                    waiting.keep(self.names[name], form)
-            return self._project(forms), count
+            if self.joint:
+                if place is not None:
+                    for name, form in forms.items():
+                        place.keep(self.names[name], form)
+                return self._project(forms), count
+            if place is None:
+                return *self._apart(forms, count), count
+            for name, form in forms.items():
+                gathering, summed = place[name]
+                gathering.keep(form, summed)
+            return *(torch.zeros_like(count) for _ in place), count
+
+    def _apart(self, forms: dict[str, PerSample], count: Tensor) -> Iterator[Tensor | None]:
+        """Σφ(hₙ), Σhₙ and the number of samples of each parameter, by this call alone."""
+        of = of_parameter(self.statistic).of
+        yield from (of(forms[n]) if n in forms else None for n in self.names)
+        yield from (forms[n].sum() if n in forms else None for n in self.names)
+        yield from (count if n in forms else None for n in self.names)
 
     def _project(self, forms: dict[str, PerSample]) -> Tensor | None:
         """The sum over the module's parameters of their shares of z."""
         along = self.channel.directions
         shares = [form.project(along[self.names[n]]) for n, form in forms.items() if self.names[n] in along]
-        return torch.stack(shares).sum(0) if shares else None
+        return reduce(torch.add, shares) if shares else None
 
     def _trainable(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if self.module.get_parameter(name).requires_grad)
+        return tuple(name for name in self.names if attrgetter(name)(self.module).requires_grad)
 
     def _name(self) -> str:
         return f"{type(self.module).__name__} {self.path!r}"
@@ -113,6 +174,7 @@ class RootEntry:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
+        self.channel.calls = None
         if not self.channel.observing():
             return
         if self.channel.scores is not None and torch.compiler.is_compiling():
@@ -131,6 +193,8 @@ class RootEntry:
             self.channel.parallel = inside or isinstance(module, DistributedDataParallel)
         if JOINT in self.channel.leaves:
             self.channel.carrier = Carrier(self.channel, samples)
+        elif not torch.compiler.is_compiling():
+            self.channel.calls = Calls(self.channel)
 
 
 @final
@@ -144,6 +208,8 @@ class RootExit:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         channel, carrier = self.channel, self.channel.carrier
         channel.samples, channel.carrier = None, None
+        if channel.calls is not None:
+            channel.calls, channel.last_calls = None, channel.calls
         if carrier is None:
             return
         channel.last = carrier
@@ -162,7 +228,7 @@ class RootExit:
         if not output.requires_grad:
             return None
         channel, held, respond = self.channel, self.channel.scores, self.channel.respond
-        channel.scores, channel.respond, channel.measuring = None if held is None else Scores(), True, True
+        channel.scores, channel.respond, channel.measuring = held and held.blank(), True, True
         try:
             leaf = channel.leaves[JOINT]
             (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
@@ -179,5 +245,5 @@ def _coupled(norm: nn.Module) -> str:
     )
 
 
-PLACED = (LayerHook, RootEntry, RootExit)
+PLACED = (LayerHook, RootEntry, RootExit, Lend, TakeBack)
 """The hooks on modules, by which a tap finds its own again."""

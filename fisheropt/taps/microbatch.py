@@ -15,8 +15,9 @@ from torch import Tensor
 from fisheropt.directions import Directions
 from fisheropt.persample import Dense, PerSample
 from fisheropt.statistics import JointStatistic, Moments, Statistic
-from fisheropt.statistics.response import Response
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
+from fisheropt.taps.collecting import collector
+from fisheropt.taps.layers import Layers
 from fisheropt.taps.reduce import ranks
 from fisheropt.taps.scores import Scores
 
@@ -50,7 +51,7 @@ class MicrobatchTap(Tap):
     def clear(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._share: Tensor | None = None
-        self._scores = Scores() if isinstance(self.statistic, Response) else None
+        self._scores = collector(self.statistic, self.directions)
         self._forms: dict[str, PerSample] = {}
         self._rows: list[Tensor] = []
         self._second: dict[str, Tensor] = {}
@@ -155,7 +156,10 @@ class MicrobatchTap(Tap):
         self.directions.update(directions)
 
     def scores(self) -> Scores | None:
-        return self._scores
+        return self._scores if isinstance(self._scores, Scores) else None
+
+    def layers(self) -> Layers | None:
+        return self._scores if isinstance(self._scores, Layers) else None
 
     def augmented(self) -> Tensor | None:
         if not self._rows:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fisheropt.taps.channel import JOINT
+from fisheropt.taps.layers import Layers
 from fisheropt.taps.sample import SampleTap
 
 _VISIBLE = 0.01
@@ -50,6 +51,9 @@ def _products(grad: Tensor, total: Tensor, scatter: Tensor) -> Tensor:
 
 def _joint(tap: SampleTap) -> Tensor | None:
     """In the directions of a joint statistic."""
+    layers = tap.layers()
+    if layers is not None:
+        return _by_layers(tap, layers)
     reading = tap.channel.leaves[JOINT].grad
     shares = [
         along.of_dense(_gradient(tap, name).unsqueeze(0))[0].double()
@@ -59,6 +63,16 @@ def _joint(tap: SampleTap) -> Tensor | None:
     if reading is None or not shares:
         return None
     return _products(torch.stack(shares).sum(0), reading[:-1, -1], reading[:-1, :-1].trace())
+
+
+def _by_layers(tap: SampleTap, layers: Layers) -> Tensor | None:
+    """Over all parameters of a statistic that has their sums, which one direction would not show."""
+    found = [
+        _products(_gradient(tap, name), layers.sums[name], layers.moments[name].sum())
+        for name, p in tap.parameters.items()
+        if _trained(p) and name in layers.sums
+    ]
+    return torch.stack(found).sum(0) if found else None
 
 
 def _apart(tap: SampleTap) -> Tensor | None:

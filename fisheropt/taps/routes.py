@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
 
-from fisheropt.rules.registry import Rule, find, refusal
+from fisheropt.rules.registry import Rule, adopts, find, refusal
 
 
 @final
@@ -39,8 +39,13 @@ def routes(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Route]:
     found: list[Route] = []
     missing: list[str] = []
     seen: set[str] = set()
+    adopted: set[str] = set()
     for path, module in model.named_modules():
-        own = {n: name_of[id(p)] for n, p in module.named_parameters(recurse=False) if id(p) in name_of}
+        if path in adopted:
+            continue
+        children = adopts(module)
+        adopted.update(f"{path}.{child}".removeprefix(".") for child in children)
+        own = {n: name_of[id(p)] for n, p in _own(module, children) if id(p) in name_of}
         if not own:
             continue
         seen.update(own.values())
@@ -53,6 +58,13 @@ def routes(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Route]:
     if missing:
         raise ValueError(_no_route(missing))
     return found
+
+
+def _own(module: nn.Module, children: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that the module multiplies by itself, in its own names of them."""
+    yield from module.named_parameters(recurse=False)
+    for child in children:
+        yield from module.get_submodule(child).named_parameters(prefix=child, recurse=False)
 
 
 def _refusal(model: nn.Module, path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import reduce
 from typing import Any, cast, final
 
@@ -12,10 +13,12 @@ from fisheropt.directions import Directions
 from fisheropt.likelihoods import Likelihood
 from fisheropt.persample import Dense
 from fisheropt.statistics import JointStatistic, Moments, Statistic
-from fisheropt.statistics.response import Response
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
 from fisheropt.taps.channel import JOINT, Channel, Information
+from fisheropt.taps.collecting import collector
 from fisheropt.taps.hooks import PLACED, LayerHook, RootEntry, RootExit
+from fisheropt.taps.layers import Layers
+from fisheropt.taps.lend import Lend, TakeBack
 from fisheropt.taps.routes import Route, routes
 from fisheropt.taps.scores import Scores
 
@@ -31,8 +34,7 @@ class SampleTap(Tap):
         likelihood: of the model's output; with it a joint statistic also measures the model Fisher.
 
     Raises:
-        ValueError: for a trainable parameter without a route, or one that two modules share where the statistic of
-            each by itself would lose their cross term.
+        ValueError: for a trainable parameter without a route.
     """
 
     unit: Unit = "sample"
@@ -48,25 +50,30 @@ class SampleTap(Tap):
         self.parameters = _trainable(model) if parameters is None else parameters
         self.routes = routes(model, self.parameters)
         self.directions = statistic.directions(self.parameters) if isinstance(statistic, JointStatistic) else {}
-        if not self.directions:
-            _refuse_tied(self.routes)
         self.model, self.likelihood = model, likelihood
         counts = {r.path: torch.zeros((), device=self._device(), requires_grad=True) for r in self.routes}
-        scores = Scores() if isinstance(statistic, Response) else None
+        scores = collector(statistic, self.directions)
         self.channel = Channel(self._leaves(), self._sums(), counts, self.directions, scores)
         self.channel.respond = likelihood is None
+        self.channel.tied = _tied(self.routes)
+        self.channel.sizes = {name: torch.zeros((), device=p.device, requires_grad=True) for name, p in self._apart()}
         self.attach()
 
     def attach(self) -> None:
-        for route in self.routes:
-            route.module.register_forward_hook(LayerHook(self.channel, route, self.statistic), with_kwargs=True)
         self.model.register_forward_pre_hook(RootEntry(self.channel, self.model), with_kwargs=True)
+        for route in self.routes:
+            hook = LayerHook(self.channel, route, self.statistic)
+            route.module.register_forward_hook(hook, with_kwargs=True)
+            if not hook.joint and route.rule.lends:
+                route.module.register_forward_pre_hook(Lend(hook, self.channel), with_kwargs=True)
+                route.module.register_forward_hook(TakeBack(hook, self.channel), with_kwargs=True, always_call=True)
         self.model.register_forward_hook(RootExit(self.channel, self.likelihood), with_kwargs=True)
 
     def remove(self) -> None:
         for module in {id(m): m for m in (self.model, *(route.module for route in self.routes))}.values():
-            _unhook(module._forward_hooks, module._forward_hooks_with_kwargs, self.channel)
-            _unhook(module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, self.channel)
+            flags = (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
+            _unhook(module._forward_hooks, flags, self.channel)
+            _unhook(module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,), self.channel)
 
     def _device(self) -> torch.device:
         return next(iter(self.parameters.values())).device
@@ -87,12 +94,14 @@ class SampleTap(Tap):
 
     def _sums(self) -> dict[str, Tensor]:
         """The leaves whose gradients are Σₙ hₙ, for the centring of a statistic that cannot be had from its own sums."""
-        if self.directions:
-            return {}
         return {
             name: torch.zeros(p.shape, dtype=self.statistic.accumulator(p), device=p.device, requires_grad=True)
-            for name, p in self.parameters.items()
+            for name, p in self._apart()
         }
+
+    def _apart(self) -> Iterable[tuple[str, Tensor]]:
+        """The parameters that are measured each by itself."""
+        return () if isinstance(self.statistic, JointStatistic) else self.parameters.items()
 
     def aim(self, directions: dict[str, Directions]) -> None:
         self.directions.update(directions)
@@ -101,7 +110,10 @@ class SampleTap(Tap):
         return self.channel.leaves[JOINT].grad
 
     def scores(self) -> Scores | None:
-        return self.channel.scores
+        return self.channel.scores if isinstance(self.channel.scores, Scores) else None
+
+    def layers(self) -> Layers | None:
+        return self.channel.scores if isinstance(self.channel.scores, Layers) else None
 
     def counts(self) -> dict[str, int]:
         """How many samples each module has seen since the last `clear`; reads values back to the host."""
@@ -119,9 +131,10 @@ class SampleTap(Tap):
 
     def all_sums(self) -> dict[str, Moments]:
         """The raw sums of every parameter, where the statistic is of each by itself."""
-        counts = self.counts()
-        self.check(counts, max(counts.values()))
-        return {name: self._moments(name, max(counts.values())) for name in self.parameters}
+        sizes = [leaf.grad for leaf in self.channel.sizes.values()]
+        samples = max((int(size) for size in sizes if size is not None), default=0)
+        self.check(self.counts(), samples)
+        return {name: self._moments(name, samples) for name in self.parameters}
 
     def _moments(self, name: str, count: int) -> Moments:
         second, total = self.channel.leaves[name].grad, self.channel.sums[name].grad
@@ -174,31 +187,26 @@ class SampleTap(Tap):
 
 
 _COMPILED = (
-    "the response of tracked directions (structure='lowrank', directions='tracked') keeps tensors from layer to layer, which "
-    "a compiled model cannot. Train the model without torch.compile; or write directions='auto', or freeze all but at most "
-    "4,096 parameters and write structure='full'"
+    "the response of tracked directions (structure='lowrank', directions='tracked') and the moments of each layer "
+    "(structure='kronecker', 'diagonal') keep tensors from layer to layer, which a compiled model cannot. Train the model "
+    "without torch.compile; or write directions='auto', or freeze all but at most 4,096 parameters and write "
+    "structure='full'"
 )
 
 
-def _unhook(hooks: dict[int, Any], with_kwargs: dict[int, bool], channel: Channel) -> None:
+def _unhook(hooks: dict[int, Any], flags: tuple[dict[int, bool], ...], channel: Channel) -> None:
     """Remove this tap's hooks, found by their channel, also from a copy of the module that they were placed on."""
     for key in [key for key, hook in hooks.items() if isinstance(hook, PLACED) and hook.channel is channel]:
         del hooks[key]
-        with_kwargs.pop(key, None)
+        for flag in flags:
+            flag.pop(key, None)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _refuse_tied(found: list[Route]) -> None:
-    users: dict[str, list[str]] = {}
-    for route in found:
-        for name in route.names.values():
-            users.setdefault(name, []).append(route.path)
-    for name, paths in users.items():
-        if len(paths) > 1:
-            raise ValueError(
-                f"{name} is shared by the modules {paths}: summed apart, their cross term would be lost. Use "
-                f"FullCovariance() or Projection(...), which are exact for shared parameters"
-            )
+def _tied(found: list[Route]) -> frozenset[str]:
+    """The parameters that several modules share."""
+    names = [name for route in found for name in set(route.names.values())]
+    return frozenset(name for name in names if names.count(name) > 1)

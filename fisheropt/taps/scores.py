@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fisheropt.persample import PerSample, joined
+from fisheropt.taps.collector import Collector
 
 
 @final
-class Scores:
+class Scores(Collector):
     """Sums over the samples of some backwards, additive over them.
 
     Attributes:
@@ -31,14 +32,10 @@ class Scores:
         self.coordinates: list[Tensor] = []
         self.squared_norms: list[Tensor] = []
 
-    def add(self, forms: dict[str, PerSample], z: Tensor, respond: bool) -> None:
-        """Take in the samples of one backward.
+    def blank(self) -> Scores:
+        return Scores()
 
-        Args:
-            forms: of all parameters.
-            z: the complete coordinates, [n, k].
-            respond: whether to form Σₙ hₙ zₙᵀ.
-        """
+    def add(self, forms: dict[str, PerSample], z: Tensor, respond: bool) -> None:
         ones = z.new_ones(z.shape[0], 1)
         weights = torch.cat([z, ones], 1) if respond else ones
         norms = z.new_zeros(z.shape[0])
@@ -62,7 +59,6 @@ class Scores:
         return total
 
     def merge(self, other: Scores) -> Scores:
-        """The sums over the samples of both."""
         total = Scores()
         total.responses = dict(self.responses)
         for name, response in other.responses.items():

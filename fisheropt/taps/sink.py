@@ -18,7 +18,6 @@ class Layer(Protocol):
     """What a sink asks of the hook that placed it."""
 
     in_place: bool
-    sinks: int
 
     def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients, given what the layer saved and the gradient of its output."""
@@ -26,12 +25,12 @@ class Layer(Protocol):
 
 
 class Sink(torch.autograd.Function):
-    """The identity on `output`; tensors are first the layer's sinks, then what its rule saved."""
+    """The identity on `output`; of the tensors the first `sinks` are the layer's, the others what its rule saved."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Layer, context: Any, output: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, layer: Layer, context: Any, sinks: int, output: Tensor, *tensors: Tensor) -> Tensor:
         ctx.layer, ctx.context = layer, context
-        ctx.save_for_backward(*tensors[layer.sinks :])
+        ctx.save_for_backward(*tensors[sinks:])
         if layer.in_place and not torch.compiler.is_compiling():
             ctx.mark_dirty(output)  # a view would break in-place activations that follow; a copy costs memory
             return output
@@ -41,7 +40,7 @@ class Sink(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         contributions = ctx.layer.contributions(saved, ctx.context, grads[0])
-        return None, None, grads[0], *contributions, *(None for _ in saved)
+        return None, None, None, grads[0], *contributions, *(None for _ in saved)
 
 
 class Folded(Protocol):
@@ -90,3 +89,16 @@ class Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         ctx.passage.differentiate()
         return grads[0], None
+
+
+class Closed(torch.autograd.Function):
+    """The identity on an output whose gradient nothing could see."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(ctx.message)

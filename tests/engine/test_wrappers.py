@@ -236,14 +236,6 @@ def test_batch_norm_is_refused_in_train_mode_and_exact_in_eval():
     check_full(case)
 
 
-def test_shared_parameters_are_refused_where_they_would_be_wrong():
-    with pytest.raises(ValueError, match="cross term"):
-        fisheropt.observe(CASES["tied"]().model, fisheropt.SecondMoment())
-    case = CASES["called_twice"]()
-    with fisheropt.observe(case.model, fisheropt.SecondMoment()), pytest.raises(RuntimeError, match="several times"):
-        case.loss().backward()
-
-
 def test_a_sample_that_is_not_the_first_axis_is_refused():
     class Flat(nn.Module):
         def __init__(self):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fisheropt.directions import Coordinates, Directions
+from fisheropt.directions import Coordinates, Directions, Implicit
 from fisheropt.optim.critical.signs import random_signs
 from fisheropt.statistics import JointStatistic
 
@@ -49,6 +49,9 @@ class Placed(Directions):
 
     def of_dense(self, h: Tensor) -> Tensor:
         return self._padded(self.inner.of_dense(h))
+
+    def of_implicit(self, form: Implicit) -> Tensor:
+        return self._padded(self.inner.of_implicit(form))
 
     def combine(self, coefficients: Tensor) -> Tensor:
         return self.inner.combine(coefficients[self.start : self.start + self.inner.count])

@@ -1,0 +1,125 @@
+"""Kernels that slide over positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from fisheropt.directions import Directions
+from fisheropt.persample.base import PerSample, tile_of
+from fisheropt.persample.outer import Outer
+
+
+class Geometry(NamedTuple):
+    """How a kernel slides; one number an axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@final
+@dataclass(frozen=True)
+class Convolved(PerSample):
+    """hₙ = Σₜ gₙₜ aₙₜᵀ, where aₙₜ is the patch of xₙ under the kernel at position t, and patches overlap.
+
+    No patch is written out: a convolution with one group a sample has the hₙ for its weight's gradient.
+
+    Args:
+        g: gradients of the outputs, [n, o, *positions].
+        x: the inputs, [n, i, *positions].
+        kernel: the weight's shape, [o, i/groups, *window].
+        geometry: of the convolution.
+    """
+
+    g: Tensor
+    x: Tensor
+    kernel: torch.Size
+    geometry: Geometry
+
+    @property
+    def samples(self) -> int:
+        return self.g.shape[0]
+
+    def to(self, dtype: torch.dtype) -> PerSample:
+        return Convolved(self.g.to(dtype), self.x.to(dtype), self.kernel, self.geometry)
+
+    def sum(self) -> Tensor:
+        return self._weight_gradient(self.g, self.x, self.kernel, self.geometry.groups)
+
+    def square_sum(self) -> Tensor:
+        return torch.stack([h.square().sum(0) for h in self.tiles()]).sum(0)
+
+    def squared_norms(self) -> Tensor:
+        positions, outputs, inputs = self.g[0, 0].numel(), self.kernel[0], self.kernel[1:].numel()
+        if self.geometry.groups == 1 and positions * (outputs + inputs) < outputs * inputs:
+            return torch.cat([part.unfolded().squared_norms() for part in self._parts(positions * inputs)])
+        return torch.cat([h.flatten(1).square().sum(1) for h in self.tiles()])
+
+    def project(self, directions: Directions) -> Tensor:
+        return directions.of_implicit(self)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        parts = weights.to(self.g.dtype).split(tile_of(self.kernel.numel()))
+        return torch.stack([torch.tensordot(w, h, ([0], [0])) for w, h in zip(parts, self.tiles(), strict=True)]).sum(0)
+
+    def materialise(self) -> Tensor:
+        n, groups = self.samples, self.geometry.groups
+        g, x = (z.reshape(1, n * z.shape[1], *z.shape[2:]) for z in (self.g, self.x))
+        kernels = torch.Size((n * self.kernel[0], *self.kernel[1:]))
+        return self._weight_gradient(g, x, kernels, n * groups).unflatten(0, (n, self.kernel[0]))
+
+    def along_dense(self, basis: Tensor) -> Tensor:
+        """⟨hₙ, v_k⟩, [n, k]."""
+        vectors = basis.to(self.g.dtype).flatten(1).T
+        return torch.cat([h.flatten(1) @ vectors for h in self.tiles()])
+
+    def along_rank_one(self, left: Tensor, right: Tensor) -> Tensor:
+        """⟨hₙ, p_k q_kᵀ⟩ by k more filters q_k over x, one set for each group's channels: [n, k]."""
+        groups, count = self.geometry.groups, len(left)
+        filters = right.to(self.x.dtype).reshape(count, *self.kernel[1:]).repeat(groups, *(1 for _ in self.kernel[1:]))
+        features = self._convolution(filters).flatten(2).unflatten(1, (groups, count))
+        outputs = self.g.flatten(2).unflatten(1, (groups, -1))
+        left = left.to(self.g.dtype).T.reshape(groups, -1, count)
+        return torch.einsum("ngot,gok,ngkt->nk", outputs, left, features)
+
+    def tiles(self) -> Iterator[Tensor]:
+        """All hₙ, some samples at a time."""
+        return (part.materialise() for part in self._parts(self.kernel.numel()))
+
+    def unfolded(self) -> Outer:
+        """The patches written out, [n, t, i·window]: window times the input's memory; for one group only."""
+        stride, padding, dilation, _ = self.geometry
+        patches = torch.nn.functional.pad(self.x, [p for size in reversed(padding) for p in (size, size)])
+        axes = len(stride)
+        for axis, (step, apart, width) in enumerate(zip(stride, dilation, self.kernel[2:], strict=True), 2):
+            patches = patches.unfold(axis, apart * (width - 1) + 1, step)[..., ::apart]
+        a = patches.movedim(1, 1 + axes).flatten(1, axes).flatten(2)
+        return Outer(self.g.flatten(2).mT, a)
+
+    def _parts(self, numbers: int) -> Iterator[Convolved]:
+        tile = tile_of(numbers)
+        for g, x in zip(self.g.split(tile), self.x.split(tile), strict=True):
+            yield Convolved(g, x, self.kernel, self.geometry)
+
+    def _weight_gradient(self, g: Tensor, x: Tensor, kernel: torch.Size, groups: int) -> Tensor:
+        stride, padding, dilation, _ = self.geometry
+        empty, none = x.new_empty(kernel), [0 for _ in stride]
+        found = torch.ops.aten.convolution_backward(
+            g, x, empty, None, stride, padding, dilation, False, none, groups, [False, True, False]
+        )
+        gradient: Tensor = found[1]
+        return gradient
+
+    def _convolution(self, filters: Tensor) -> Tensor:
+        stride, padding, dilation, groups = self.geometry
+        none = [0 for _ in stride]
+        found: Tensor = torch.ops.aten.convolution(
+            self.x, filters, None, stride, padding, dilation, False, none, groups
+        )
+        return found

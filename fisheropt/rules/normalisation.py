@@ -1,0 +1,88 @@
+"""Normalisation layers that keep samples apart: a scale and a shift of x̂, which is computed again."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fisheropt.persample import Dense, PerSample
+from fisheropt.rules.registry import Rule, batched, rule
+
+
+@final
+@rule(nn.LayerNorm)
+@rule(nn.RMSNorm)
+class FeatureNorm(Rule):
+    """Weight hₙ = Σₜ gₙₜ x̂ₙₜ, bias hₙ = Σₜ gₙₜ; t runs over the axes between the first and the normalised ones."""
+
+    in_place: ClassVar[bool] = True
+    serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
+
+    def prepare(self, module: nn.Module) -> Rule:
+        return self
+
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
+        assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        return (batched(module, args, kwargs, 1 + len(module.normalized_shape)),), None
+
+    def forms(
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
+    ) -> dict[str, PerSample]:
+        assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        between = tuple(range(1, grad.ndim - len(module.normalized_shape)))
+        return _scale_and_shift(names, _features(module, saved[0]), grad, between)
+
+
+@final
+@rule(nn.GroupNorm)
+@rule(nn.BatchNorm1d)
+@rule(nn.BatchNorm2d)
+@rule(nn.BatchNorm3d)
+class ChannelNorm(Rule):
+    """Weight hₙ = Σₜ gₙₜ x̂ₙₜ, bias hₙ = Σₜ gₙₜ; t runs over the axes after the channels.
+
+    BatchNorm is served in eval mode, where x̂ is of running statistics; in train mode the tap refuses it.
+    """
+
+    in_place: ClassVar[bool] = True
+    serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
+
+    def prepare(self, module: nn.Module) -> Rule:
+        return self
+
+    def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
+        return (batched(module, args, kwargs, 2),), None
+
+    def forms(
+        self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
+    ) -> dict[str, PerSample]:
+        return _scale_and_shift(names, _channels(module, saved[0]), grad, tuple(range(2, grad.ndim)))
+
+
+def _features(module: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, list(module.normalized_shape), eps=module.eps)
+    return F.rms_norm(x, list(module.normalized_shape), eps=module.eps)
+
+
+def _channels(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, eps=module.eps)
+    assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+    return F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+
+
+def _scale_and_shift(
+    names: tuple[str, ...], normalised: Tensor, grad: Tensor, positions: tuple[int, ...]
+) -> dict[str, PerSample]:
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    forms: dict[str, PerSample] = {}
+    if "weight" in names:
+        h = grad.to(wide) * normalised.to(wide)
+        forms["weight"] = Dense(h.sum(positions) if positions else h)
+    if "bias" in names:
+        forms["bias"] = Dense(grad.sum(positions, dtype=wide) if positions else grad)
+    return forms
