@@ -91,6 +91,12 @@ OPTIMIZERS: dict[str, Make] = {
     "FisherFloorSGD likelihood": lambda model: fisheropt.FisherFloorSGD(model, lr=1e-3, likelihood="categorical"),
     "FisherFloorSGD off": lambda model: fisheropt.FisherFloorSGD(model, lr=1e-3, floor=None),
     "GodambeSGD": lambda model: fisheropt.GodambeSGD(model, lr=1e-3, likelihood="categorical"),
+    "GodambeSGD kronecker": lambda model: fisheropt.GodambeSGD(
+        model, lr=1e-3, likelihood="categorical", structure="kronecker"
+    ),
+    "GodambeSGD diagonal": lambda model: fisheropt.GodambeSGD(
+        model, lr=1e-3, likelihood="categorical", structure="diagonal"
+    ),
     "AdaptiveBatchSGD": lambda model: fisheropt.AdaptiveBatchSGD(model, lr=1e-3),
 }
 

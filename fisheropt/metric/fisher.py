@@ -32,7 +32,7 @@ class FisherMetric:
     g = Σₓ Jₓᵀuₓ. No entry of the diagonal has a coefficient of variation above √(2/M) after M probes.
 
     Gradients are asked of the logits, not of the loss: its scale, clipping and accumulation do not matter and `.grad` is not
-    touched. A rank of a distributed run measures its own data; give each rank a seed of its own and average the readings.
+    touched. A rank of a distributed run measures its own data; give each a seed of its own and join them by `summed`.
 
     Args:
         model: whose parameters are meant.

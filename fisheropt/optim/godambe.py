@@ -13,33 +13,36 @@ from __future__ import annotations
 
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 
+from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise
 from fisheropt.inference.covariance import SandwichCovariance
 from fisheropt.likelihoods import Likelihood
-from fisheropt.optim import metrics, running
-from fisheropt.optim.base import FisherOptimizer
+from fisheropt.optim import gain as gains
+from fisheropt.optim import metrics, running, temperature
 from fisheropt.optim.group import Group
 from fisheropt.optim.metrics import basis
 from fisheropt.optim.metrics.full import check
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
+from fisheropt.optim.signal import gradient_noise
+from fisheropt.optim.steered import SteeredOptimizer
+from fisheropt.optim.steering import Steering
 from fisheropt.statistics import JointStatistic
 from fisheropt.taps import Tap
 
-_METRICS = ("curvature", "fisher", None)
-_GAINS = ("constant", "running")
-_RUNNING = 2.0  # 1 is the plain mean, which forgets a far start too slowly; 2 costs a third more variance in one pass
-_FAR = 4.0  # ‖ĝ‖²_P in units of its noise V/b, above which the fit is still travelling
-_SURE = 4.75  # standard normal deviations: of a million gradients of pure noise one is taken for travelling
+_METRICS = ("curvature", "fisher", "godambe", None)
+_SMALL = 256  # parameters, of which measuring each step costs little
 
 
 @final
-class GodambeSGD(FisherOptimizer):
+class GodambeSGD(SteeredOptimizer):
     """SGD in the metric of curvature or gradient noise, θ ← θ - η (M + ρI)⁻¹ ∇L.
 
-    With gain="running" the step falls like batch size over samples seen, and one pass over the data comes near the
-    statistical limit tr(H⁻¹G)/2N; `report()` says how far H and G are apart.
+    With gain="running" the step falls like batch size over samples seen, and the last iterate of one pass comes near the
+    statistical limit tr(H⁻¹G)/2N; `report()` says how far H and G are apart. Write a ridge as `weight_decay`: M does not
+    know of a penalty in the loss.
 
     Args:
         params_or_model: the model, for per-sample noise; or parameters, each backward then being one observation.
@@ -51,20 +54,31 @@ class GodambeSGD(FisherOptimizer):
         maximize: ascend.
         foreach: as in torch.optim.SGD.
         differentiable: allow autograd through the step.
-        metric: "curvature" for M = H, "fisher" for M = G, None for plain SGD.
-        gain: "constant" steps by η; "running" by η·2b/(2b+d+n) for d parameters, batch size b and n samples since the
-            gradient was last clear of its noise, which makes the iterate a mean of Newton steps with weights that grow
-            linearly; `lr` stays an LR scheduler's.
+        metric: "curvature" for M = H, the statistically efficient choice; "fisher" for M = G; "godambe" for P = H⁻¹GH⁻¹,
+            the covariance of an estimate by one sample, damped as (H + ρI)⁻¹(G + ρI)(H + ρI)⁻¹ and no longer than 1 in
+            H + ρI: the natural gradient where H = G, as without a likelihood; None for plain SGD.
+        gain: "constant" steps by η; "running" by η·bw/(Σbw + wd) for d parameters and weights w of the samples, which M
+            shares, so that the iterate comes from all of them as in recursive least squares: η = 1 and every=1 are
+            meant for it; `lr` stays an LR scheduler's.
+        data_size: samples of an epoch, where several are made: every sample then counts as much as any other at its
+            end. None where none comes twice.
         structure: "full", one matrix over all parameters of a group; "lowrank", a few eigenpairs and one number for all
-            other directions; "auto" takes full up to 4096 parameters and low rank beyond.
+            other directions; "kronecker", each tensor by itself in the eigenbasis of its Kronecker factors; "diagonal",
+            each number by itself; "auto" takes full up to 4096 parameters and low rank beyond.
         rank: how many eigenpairs "lowrank" keeps; "edge" keeps those above the edge that noise alone would give the
             spectrum, each shrunk by how far its eigenvector can be trusted.
         largest_rank: how many eigenpairs are tracked, and kept at most.
         damping: ρ; "auto" with one matrix is a share of what one more sample could add, tr(H)/10n or tr(G)/n, which
-            falls like 1/n; with low rank it is "bulk", the mean of the eigenvalues that are not kept.
+            falls like 1/n; with kronecker and diagonal three standard errors of an average number of the tensor,
+            3√(2/n) of their mean; with low rank it is "bulk", the mean of the eigenvalues that are not kept.
         likelihood: of the model's output, for H: "bernoulli", "categorical", "gaussian", "poisson", "multilabel" or an
             object of `fisheropt.likelihoods`; the loss is its mean negative log-likelihood.
-        every: steps between measurements; "auto" takes the first ten and then each tenth, with low rank the steps 0, 1, 2, 4,
+        controller: of the batch size, as in AdaptiveBatchSGD, in the metric of the steps; None for none.
+        sampler: whose `batch_size` it sets; give the same object to DataLoader(batch_sampler=...).
+        budget: N, the samples planned in all; for controllers that look ahead.
+        advise: log what the controller would do, and do nothing.
+        every: steps between measurements; "auto" takes the first ten and then each tenth, each with gain="running" and up
+            to 256 parameters, with low rank the steps 0, 1, 2, 4,
             8 and 10, from there on each 1.3 times the one before (15 of the first 125), until they are as many apart as
             `overhead` allows.
         overhead: the share of a step that measuring may cost.
@@ -88,26 +102,38 @@ class GodambeSGD(FisherOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
-        metric: Literal["curvature", "fisher"] | None = "curvature",
+        metric: Literal["curvature", "fisher", "godambe"] | None = "curvature",
         gain: Literal["constant", "running"] = "constant",
-        structure: Literal["auto", "full", "lowrank"] = "auto",
+        data_size: int | None = None,
+        structure: Literal["auto", "full", "kronecker", "diagonal", "lowrank"] = "auto",
         rank: int | Literal["edge"] = "edge",
         largest_rank: int = 16,
         damping: float | Literal["auto", "bulk"] = "auto",
         likelihood: Likelihood | str | None = None,
+        controller: Controller | str | None = None,
+        sampler: AdaptiveBatchSampler | None = None,
+        budget: int | None = None,
+        advise: bool = False,
         every: int | Literal["auto"] = "auto",
         overhead: float = 0.05,
     ) -> None:
         for name, value, known in (
             ("metric", metric, _METRICS),
             ("structure", structure, metrics.NAMES),
-            ("gain", gain, _GAINS),
+            ("gain", gain, gains.NAMES),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: write one of {known}")
         if damping != "bulk":
             check(damping)
         metrics.check_rank(rank, largest_rank)
+        gains.check(data_size)
+        steering = Steering("GodambeSGD", controller, sampler, budget, advise)
+        if gain == "running" and steering.name not in (None, "fixed") and not advise:
+            raise ValueError(
+                f"GodambeSGD(gain='running', controller={steering.name!r}) would lower the temperature twice, by step and "
+                f"batch; write gain='constant'"
+            )
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -119,15 +145,21 @@ class GodambeSGD(FisherOptimizer):
             "differentiable": differentiable,
             "metric": metric,
             "gain": gain,
+            "data_size": data_size,
             "structure": structure,
             "rank": rank,
             "largest_rank": largest_rank,
             "damping": damping,
             "likelihood": None if likelihood is None else str(likelihood),
+            "controller": steering.name,
+            "sampler": None if sampler is None else type(sampler).__name__,
+            "budget": budget,
+            "advise": advise,
             "every": every,
             "overhead": overhead,
         }
-        super().__init__(params_or_model, defaults, likelihood if metric == "curvature" else None)
+        modelled = likelihood if metric in ("curvature", "godambe") else None
+        super().__init__(params_or_model, defaults, modelled, steering)
 
     def _statistic(self, group: Group, parameters: dict[str, Tensor]) -> JointStatistic | None:
         if group["metric"] is None:
@@ -135,7 +167,7 @@ class GodambeSGD(FisherOptimizer):
         return metrics.choose(group, parameters).statistic(group, parameters)
 
     def _fresh(self, tap: Tap | None) -> Group:
-        return metrics.of(tap).fresh(tap) | {"gain_from": 0.0}
+        return metrics.of(tap).fresh(tap) | gains.fresh() | self._steering.fresh()
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group, and aim its tap for its first step."""
@@ -156,7 +188,8 @@ class GodambeSGD(FisherOptimizer):
         tap = self._tap_of(group)
         interval = metrics.of(tap).interval(group, tap, self._likelihood is not None)
         if group["every"] != "auto" or interval is None:
-            return super()._due(group)
+            often = group["every"] == "auto" and group["gain"] == "running" and _dimension(tap) <= _SMALL
+            return often or super()._due(group)
         return metrics.scheduled(int(group["steps"]), interval)
 
     def _arm(self, tap: Tap, group: Group) -> None:
@@ -164,33 +197,55 @@ class GodambeSGD(FisherOptimizer):
         metrics.of(tap).aim(group, tap, self.state, self._due(group))
 
     def _decay(self, group: Group, count: int) -> float:
-        return running.growing(group["measured"])
+        if group["gain"] == "constant":
+            return running.growing(group["measured"])
+        return gains.decay(group, _dimension(self._tap_of(group)))
 
     def _learn(self, group: Group, reading: Reading) -> None:
         decay, tap = self._decay(group, reading.count), self._tap_of(group)
         if reading.information is not None:
             running.add(group, "information", reading.information, reading.count, decay)
         seen = metrics.of(tap).learn(group, tap, self.state, reading, decay)
-        if seen is not None and seen.squared > _far(_dimension(tap)) * seen.noise:
-            group["gain_from"] = group["steps"]
+        gains.read(group, _dimension(tap), seen)
+        if group is self.param_groups[0]:
+            self._latest, self._latest_in_metric = reading, seen
+
+    def _noise(self, group: Group, reading: Reading, decay: float) -> GradientNoise | None:
+        tap = self._tap_of(group)
+        if "metric_inverse" in group or self._latest_in_metric is None or not group["metric_ready"]:
+            return gradient_noise(group, reading, tap, decay)
+        squared, noise = self._latest_in_metric
+        return GradientNoise(squared - noise, noise * reading.count, float("nan"), reading.count)
+
+    def _in_metric(
+        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if not group["metric_ready"]:
+            return gradients, gradients
+        tap = self._tap_of(group)
+        return metrics.of(tap).apply(group, tap, self.state, 1.0, parameters, gradients), gradients
 
     def _active(self, group: Group) -> bool:
-        return bool(group["metric_ready"])
+        return bool(group["metric_ready"]) or group["share"] != 1
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        if not group["metric_ready"]:
+            return list(torch._foreach_mul(grads, group["share"]))
         tap = self._tap_of(group)
-        return metrics.of(tap).apply(group, tap, self.state, _gain(group, tap), parameters, grads)
+        gain = group["share"] * gains.take(group, _dimension(tap))
+        return metrics.of(tap).apply(group, tap, self.state, gain, parameters, grads)
 
     def sandwich(self, group: int = 0, *, samples: int | None = None) -> SandwichCovariance:
         """H⁻¹GH⁻¹/n of a group's parameters from what training has measured: standard errors without another pass.
 
         `fisheropt.inference.sandwich(model, loader, likelihood)` looks at the data once more and is the better choice where
-        they are at hand: measured while training, coverage falls short by a few per cent below n = 500 d.
+        they are at hand. From one pass with gain="running" and every=1, 95 % intervals covered in 93 to 96 % at n = 50 d
+        for three false models of eight parameters; other gains and rarer measurements are not as near.
 
         Args:
             group: index of the parameter group.
-            samples: n, of distinct samples. None takes those seen, of which gain="running" uses three quarters, as
-                late samples weigh more; after several epochs over the same data give their number.
+            samples: n, of distinct samples. None takes those seen, at most `data_size`; of gain="running"
+                (Σw)²/Σw², by the weights w that they have in the parameters.
 
         Raises:
             RuntimeError: if the curvature or the noise was not measured in full.
@@ -208,8 +263,7 @@ class GodambeSGD(FisherOptimizer):
                 f"GodambeSGD.sandwich({group}) needs H and G in full, each measured once at least: build the optimizer as "
                 f"GodambeSGD(model, likelihood=..., structure='full'); or call fisheropt.inference.sandwich(model, ...)"
             )
-        seen = int(held["samples"] * (0.75 if held["gain"] == "running" else 1.0))
-        count = seen if samples is None else samples
+        count = int(gains.distinct(held)) if samples is None else samples
         remark = f"measured while training; n = {count}, " + (
             "as given" if samples is not None else "from the gradients seen"
         )
@@ -220,7 +274,7 @@ class GodambeSGD(FisherOptimizer):
     def _details(self, group: Group) -> dict[str, Any]:
         details: dict[str, Any] = {"metric": group["metric"], "damping": group["metric_damping"]}
         tap = self._tap_of(group)
-        return details | metrics.of(tap).details(group, tap)
+        return details | metrics.of(tap).details(group, tap) | super()._details(group)
 
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
         if not any(group["metric_ready"] for group in groups):
@@ -230,24 +284,11 @@ class GodambeSGD(FisherOptimizer):
             )
         measured = next(group for group in groups if group["metric_ready"])
         tap = self._tap_of(measured)
-        return metrics.of(tap).words(measured, tap, self._likelihood is not None)
-
-
-def _gain(group: Group, tap: Tap) -> float:
-    """1, or 2/(2 + t + d/b) for t steps since the gradient was last clear of its noise.
-
-    Before d samples were seen, the noise of a Newton step exceeds what it can gain.
-    """
-    if group["gain"] == "constant":
-        return 1.0
-    steps = float(group["steps"]) - float(group["gain_from"])
-    return _RUNNING / (_RUNNING + steps + _dimension(tap) / group["count"])
-
-
-def _far(dimension: int) -> float:
-    """What noise alone, χ²_d/d in d dimensions, all but never exceeds; by Wilson and Hilferty's cube."""
-    spread = 2 / (9 * dimension)
-    return max(_FAR, (1 - spread + _SURE * spread**0.5) ** 3)
+        verdict, advice = metrics.of(tap).words(measured, tap, self._likelihood is not None)
+        if self._steering.controller is None:
+            return verdict, advice
+        said, more = temperature.words(groups[0], self._steering, tap.unit)
+        return f"{verdict} {said}", (*advice, *more)
 
 
 def _dimension(tap: Tap) -> int:

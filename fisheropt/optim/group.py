@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fisheropt.optim import running
 from fisheropt.statistics import JointStatistic
+from fisheropt.statistics.layerwise import Layerwise
 from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
 
@@ -72,7 +73,8 @@ def device_of(tap: Tap) -> torch.device:
 def noise_shape(tap: Tap) -> torch.Size:
     """The shape of the covariance that a tap measures."""
     statistic = tap.statistic
-    if not isinstance(statistic, JointStatistic) or (isinstance(statistic, Response) and statistic.traces):
+    traced = isinstance(statistic, Layerwise) or (isinstance(statistic, Response) and statistic.traces)
+    if traced or not isinstance(statistic, JointStatistic):
         return torch.Size(())
     rank = statistic.tracked if isinstance(statistic, Response) else statistic.rank(tap.parameters)
     return torch.Size((rank, rank))

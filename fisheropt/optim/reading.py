@@ -8,11 +8,16 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fisheropt.optim.group import device_of
+from fisheropt.optim.layered import Layered, layered
 from fisheropt.optim.scored import Sample, Scored, mean_square, scored, squared_mean
 from fisheropt.statistics import JointStatistic
+from fisheropt.statistics.layerwise import Layerwise
 from fisheropt.statistics.response import Response
 from fisheropt.taps import MicrobatchTap, SampleTap, Tap
 from fisheropt.taps.base import joint_moments
+from fisheropt.taps.channel import Information
+from fisheropt.taps.layers import Layers
 from fisheropt.taps.reduce import between_ranks, ranks, reduce_augmented, reduce_sum
 from fisheropt.taps.scores import Scores
 from fisheropt.theory.between import BetweenComponent
@@ -33,6 +38,7 @@ class Reading:
         scored: what a `Response` says of the whole matrix: of the model Fisher information given a likelihood, else of
             the covariance or second moment.
         projected: the reading in all k directions, where this one is of traces, or of the tracked directions alone.
+        layered: what a `Layerwise` says of each parameter.
     """
 
     count: int
@@ -43,6 +49,7 @@ class Reading:
     between: BetweenComponent | None = None
     scored: Scored | None = None
     projected: Reading | None = None
+    layered: Layered | None = None
 
     @property
     def finite(self) -> bool:
@@ -94,24 +101,50 @@ def read(tap: Tap, scale: float) -> Reading | None:
         between=between,
     )
     if isinstance(tap.statistic, Response):
-        return _responding(tap, tap.statistic, reading, scale, None if measured is None else measured.scores)
-    return reading
+        return _responding(tap, tap.statistic, reading, scale, measured)
+    return _layered(tap, reading, scale, measured) if isinstance(tap.statistic, Layerwise) else reading
 
 
-def _responding(tap: Tap, statistic: Response, reading: Reading, scale: float, information: Scores | None) -> Reading:
-    """The reading with what the response says of the whole matrix; of traces where the statistic asks for them."""
-    held = tap.scores()
-    assert held is not None
-    scores, information = held.over(tap.parameters), information and information.over(tap.parameters)
+def _sample(tap: Tap, count: int, scale: float, tracked: int, centred: bool) -> Sample:
+    """How the samples of a step are scaled and centred."""
     parallel = isinstance(tap, SampleTap) and tap.channel.parallel
-    sample = Sample(
-        count=reading.count,
-        unit=reading.count / (scale * (ranks() if parallel else 1)),
-        tracked=statistic.tracked,
+    return Sample(
+        count=count,
+        unit=count / (scale * (ranks() if parallel else 1)),
+        tracked=tracked,
         dimension=sum(p.numel() for p in tap.parameters.values()),
-        centred=statistic.centred and reading.count > 1,
+        centred=centred and count > 1,
         parallel=parallel,
     )
+
+
+def _layered(tap: Tap, reading: Reading, scale: float, measured: Information | None) -> Reading:
+    """The reading in traces, with what is known of each parameter."""
+    held, information = tap.layers(), None if measured is None else measured.scores
+    assert held is not None and not isinstance(information, Scores)
+    sample = _sample(tap, reading.count, scale, 0, True)
+    own = None if not isinstance(information, Layers) else information.over(tap.parameters)
+    with torch.autocast(device_of(tap).type, enabled=False):
+        found = layered(held.over(tap.parameters), sample, own)
+    squared, second, count = found.squared, found.mean_square, reading.count
+    return Reading(
+        count=count,
+        gradient=squared.sqrt(),
+        second=second,
+        covariance=(second - squared) * (count / (count - 1)) if count > 1 else None,
+        information=found.information_trace,
+        layered=found,
+        projected=reading,
+    )
+
+
+def _responding(tap: Tap, statistic: Response, reading: Reading, scale: float, measured: Information | None) -> Reading:
+    """The reading with what the response says of the whole matrix; of traces where the statistic asks for them."""
+    held, of_likelihood = tap.scores(), None if measured is None else measured.scores
+    assert held is not None
+    scores = held.over(tap.parameters)
+    information = of_likelihood.over(tap.parameters) if isinstance(of_likelihood, Scores) else None
+    sample = _sample(tap, reading.count, scale, statistic.tracked, statistic.centred)
     source, form = (scores, sample) if information is None else (information, replace(sample, unit=1.0, centred=False))
     found = scored(source, form) if information is not None or reading.count > 1 or not statistic.centred else None
     if not statistic.traces:

@@ -16,6 +16,7 @@ from fisheropt.optim.amp import LossScale
 from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.gathering import Gathering
 from fisheropt.optim.group import Group, number
+from fisheropt.optim.metrics.structure import InMetric
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.signal import decay_in_square, of_samples
@@ -64,6 +65,7 @@ class SteeredOptimizer(FisherOptimizer):
         self._repeated = False
         self._part: Part | None = None
         self._latest: Reading | None = None
+        self._latest_in_metric: InMetric | None = None
 
     def _start(self, group: Group, tap: Tap | None) -> None:
         super()._start(group, tap)
@@ -176,7 +178,8 @@ class SteeredOptimizer(FisherOptimizer):
         return [given[id(p)] if id(p) in given else torch.zeros_like(p) for p in parameters]
 
     def _details(self, group: Group) -> dict[str, Any]:
-        return temperature.details(group, self._steering) if group is self.param_groups[0] else {}
+        steered = self._steering.controller is not None and group is self.param_groups[0]
+        return temperature.details(group, self._steering) if steered else {}
 
     def _mean_loss(self, loss: Any) -> float:
         """The loss that the closure returned, its mean over ranks."""

@@ -99,6 +99,8 @@ def _trace(group: Group) -> tuple[float, float]:
     """tr(PG) of one sample, and its standard error at the most, that of noise in one direction."""
     dof = running.effective_count(group, "covariance")
     covariance = group["covariance"]
+    if covariance.ndim == 0 and group.get("metric_ready"):  # tr G, and not in the metric
+        return float("nan"), float("nan")
     if covariance.ndim == 0:
         trace, square = float(covariance), float(covariance) ** 2
     else:

@@ -2,6 +2,7 @@
 
 from fisheropt.statistics.base import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
 from fisheropt.statistics.full import FullCovariance
+from fisheropt.statistics.kronecker import Kronecker
 from fisheropt.statistics.projection import Projection
 from fisheropt.statistics.second_moment import SecondMoment
 from fisheropt.statistics.trace import Trace
@@ -10,6 +11,7 @@ __all__ = [
     "Covariance",
     "FullCovariance",
     "JointStatistic",
+    "Kronecker",
     "Moments",
     "ParameterStatistic",
     "Projection",

@@ -18,7 +18,7 @@ from recipes.studies.base import Finding, Findings, Picture, Study, StudyError, 
 from recipes.studies.inference_sets import KINDS, Sets, covered, wrong_link
 
 _BLOCK = 50
-_KEPT = 3 / 4
+_OWN = "optimizer.sandwich()"
 _HALF = "half-width against HC3 at the optimum"
 _NAMES = {None: "H⁻¹/n", **{correction: correction for correction in CORRECTIONS}}
 
@@ -119,9 +119,7 @@ class InferenceCoverage(Study):
             "moments of the pass": SandwichCovariance.of_moments(
                 named, group["information"], group["covariance"], len(x)
             ),
-            "moments of the pass, 3n/4": SandwichCovariance.of_moments(
-                named, group["information"], group["covariance"], int(_KEPT * len(x))
-            ),
+            _OWN: opt.sandwich(),
             "second look, HC3": sandwich(model, [(x, y)], data.likelihood, **near),
             "Newton step, HC3": sandwich(model, [(x, y)], data.likelihood, one_step=True, **near),
         }
@@ -148,7 +146,7 @@ class InferenceCoverage(Study):
             f"{_HALF} {float(errors.mean()) / best:.2f}"
         )
         what = f"one pass, n = {n}: {name}"
-        if name.startswith("Newton") or name.endswith("3n/4"):
+        if name.startswith("Newton") or name == _OWN:
             return Finding.between(what, coverage.share, 0.93, 0.97, error=coverage.error, expected=0.95, remark=remark)
         return Finding.told(what, coverage.share, error=coverage.error, expected=0.95, remark=remark)
 

@@ -42,7 +42,12 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "acting": {"every": 1, "momentum": 0.9},
         "fisher": {"metric": "fisher", "damping": 0.5, "every": 1},
         "likelihood": {"likelihood": "gaussian", "damping": 0.5, "every": 1},
+        "running": {"gain": "running", "data_size": 12, "damping": 0.01, "every": 1},
         "lowrank": {"structure": "lowrank", "every": 1, "momentum": 0.9},
+        "kronecker": {"structure": "kronecker", "every": 1, "momentum": 0.9},
+        "diagonal": {"structure": "diagonal", "every": 1, "momentum": 0.9},
+        "godambe": {"structure": "kronecker", "metric": "godambe", "likelihood": "gaussian", "every": 1},
+        "sandwich": {"metric": "godambe", "likelihood": "gaussian", "damping": 0.5, "every": 1},
     },
     "AdaptiveBatchSGD": {
         "off": {"controller": None, "momentum": 0.9},
@@ -54,6 +59,8 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
 
 ONLY_GIVEN = {
     "likelihood": "module",
+    "godambe": "module",
+    "sandwich": "module",
     "penalty": "module",
     "backtrack": "module",
     "flooring": "module",

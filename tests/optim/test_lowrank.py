@@ -321,7 +321,7 @@ def test_half_precision_keeps_a_basis_of_more(copied):
         ({"structure": "lowrank", "damping": 0.0}, "damping=0"),
         ({"structure": "lowrank", "damping": -1.0}, "damping"),
         ({"damping": "bulk"}, "structure='lowrank'"),
-        ({"structure": "diagonal"}, "structure='diagonal'"),
+        ({"structure": "block"}, "structure='block'"),
     ],
 )
 def test_what_means_nothing_is_refused(options, message):

@@ -270,3 +270,48 @@ def test_the_certificate_is_in_the_report():
     group = optimizer.report().as_dict()["groups"][0]
     assert isinstance(group["stationary"], bool) and group["decrease_steps"] >= 20
     assert group["predicted_decrease_se"] > 0
+
+
+@pytest.mark.parametrize("structure", ["full", "kronecker", "diagonal", "lowrank"])
+def test_godambe_sgd_is_steered_in_its_metric(structure):
+    """A + V/b is the squared length of the gradient in the metric, and the batch follows the controller."""
+    controller, net, samples = Scripted((12.0, 45.0)), model(), data()
+    sampler = fisheropt.AdaptiveBatchSampler(samples, 24, seed=3)
+    optimizer = fisheropt.GodambeSGD(
+        net, lr=0.1, structure=structure, controller=controller, sampler=sampler, every=1, damping=0.5
+    )
+    sizes = []
+    for x, y in DataLoader(samples, batch_sampler=sampler):
+        sizes.append(len(x))
+        F.binary_cross_entropy_with_logits(net(x).squeeze(1), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sizes[1] == 11 and len(set(sizes)) > 1 and sampler.samples_seen == SAMPLES
+    assert all(reading.noise > 0 for reading, _ in controller.heard)
+    group = optimizer.report().as_dict()["groups"][0]
+    assert group["controller"] == "scripted" and group["temperature_momentum"] > 0
+    assert "scripted proposes" in optimizer.report().verdict
+
+
+def test_godambe_sgd_with_go_f_is_adaptive_batch_sgd_in_the_metric():
+    """The same metric, the same rule, the same data: the same parameters."""
+    found = []
+    for cls, options in (
+        (fisheropt.AdaptiveBatchSGD, {"metric": "curvature"}),
+        (fisheropt.GodambeSGD, {"structure": "full", "controller": "go_f"}),
+    ):
+        net, samples = nn.Linear(WIDTH, 1).double(), data()
+        nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+        sampler = fisheropt.AdaptiveBatchSampler(samples, 8, seed=3)
+        optimizer = cls(net, lr=0.5, sampler=sampler, likelihood="bernoulli", every=1, **options)
+        for x, y in DataLoader(samples, batch_sampler=sampler):
+            F.binary_cross_entropy_with_logits(net(x).squeeze(1), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_a_running_gain_is_not_steered_as_well():
+    with pytest.raises(ValueError, match="gain='constant'"):
+        fisheropt.GodambeSGD(model(), lr=1.0, gain="running", controller="go_f")

@@ -6,15 +6,23 @@ from torch import Tensor
 
 from fisheropt.optim.group import Group
 from fisheropt.optim.metrics.full import LARGEST, Full
+from fisheropt.optim.metrics.layerwise import Layerwise
 from fisheropt.optim.metrics.lowrank import LowRank, check_rank
 from fisheropt.optim.metrics.schedule import scheduled
 from fisheropt.optim.metrics.structure import Structure
+from fisheropt.statistics.kronecker import LONGEST
+from fisheropt.statistics.layerwise import Layerwise as Moments
 from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
 
 __all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "of", "scheduled"]
 
-STRUCTURES: dict[str, Structure] = {"full": Full(), "lowrank": LowRank()}
+STRUCTURES: dict[str, Structure] = {
+    "full": Full(),
+    "kronecker": Layerwise(LONGEST),
+    "diagonal": Layerwise(0),
+    "lowrank": LowRank(),
+}
 NAMES = ("auto", *STRUCTURES)
 
 
@@ -31,4 +39,7 @@ def choose(group: Group, parameters: dict[str, Tensor]) -> Structure:
 
 def of(tap: Tap | None) -> Structure:
     """The structure that a group's tap was placed for."""
-    return STRUCTURES["lowrank" if tap is not None and isinstance(tap.statistic, Response) else "full"]
+    statistic = None if tap is None else tap.statistic
+    if isinstance(statistic, Moments):
+        return STRUCTURES["kronecker" if statistic.longest else "diagonal"]
+    return STRUCTURES["lowrank" if isinstance(statistic, Response) else "full"]

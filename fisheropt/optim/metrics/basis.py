@@ -1,4 +1,4 @@
-"""The tracked basis in the parameters' state, through checkpoints."""
+"""What a metric keeps in the parameters' state, through checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from fisheropt.optim.metrics.structure import State
 
 KEY = "basis"
+KEYS = (KEY, "moments", "noise", "left_factor", "left_basis", "right_factor", "right_basis", "direction")
 
 
 def dtype(parameter: Tensor) -> torch.dtype:
@@ -32,6 +33,6 @@ def restore(state: State, groups: list[dict[str, Any]], saved: dict[str, Any]) -
     """
     ids = [index for group in saved["param_groups"] for index in group["params"]]
     for index, p in zip(ids, (p for group in groups for p in group["params"]), strict=True):
-        held = saved["state"].get(index, {}).get(KEY)
-        if held is not None:
-            state[p][KEY] = held.detach().to(p.device, dtype(p), copy=True)
+        for key, held in saved["state"].get(index, {}).items():
+            if key in KEYS:
+                state[p][key] = held.detach().to(p.device, dtype(p), copy=True)

@@ -59,7 +59,10 @@ class Full(Structure):
         self, group: Group, tap: Tap, state: State, gain: float, parameters: list[Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
         watched = list(tap.parameters.values())
-        return apply(group["metric_inverse"], long_run(group), gain, watched, parameters, grads)
+        metric = None
+        if group["metric"] == "godambe":  # its P is no inverse of the M in which a step is measured
+            metric = group[_key(group)], group["metric_damping"]
+        return apply(group["metric_inverse"], long_run(group), gain, watched, parameters, grads, metric)
 
     def details(self, group: Group, tap: Tap) -> dict[str, Any]:
         dof = running.effective_count(group, "covariance")
@@ -115,6 +118,11 @@ def _another_loss(group: Group, ratio: float, error: float) -> tuple[str, ...]:
     return ()
 
 
+def _key(group: Group) -> str:
+    """Of M: the information, where it was measured."""
+    return "information" if running.effective_count(group, "information") else "covariance"
+
+
 def long_run(group: Group) -> float | Tensor:
     """What momentum makes of the learning rate in the long run, η/(1 - momentum)."""
     lr: float | Tensor = group["lr"]
@@ -163,7 +171,7 @@ def refresh(group: dict[str, Any], key: str) -> None:
         key: of M, "information" or "covariance".
     """
     count = running.effective_count(group, key)
-    if count == 0:
+    if count == 0 or (group["metric"] == "godambe" and not running.effective_count(group, "covariance")):
         return
     matrix: Tensor = group[key]
     scale = float(matrix.diagonal().sum())
@@ -177,7 +185,11 @@ def refresh(group: dict[str, Any], key: str) -> None:
     for ridge in (max(damping, floor), max(damping, torch.finfo(torch.float32).eps * scale)):
         factor, failed = torch.linalg.cholesky_ex(matrix + ridge * identity)
         if not failed:  # float32 gradients can leave a singular matrix slightly indefinite
-            group["metric_inverse"] = torch.cholesky_inverse(factor)
+            inverse = torch.cholesky_inverse(factor)
+            if group["metric"] == "godambe":
+                noise: Tensor = group["covariance"]
+                inverse = inverse @ (noise + ridge * identity) @ inverse
+            group["metric_inverse"] = inverse
             group["metric_damping"], group["metric_ready"] = ridge, 1.0
             return
 
@@ -189,6 +201,7 @@ def apply(
     watched: list[Tensor],
     parameters: list[Tensor],
     grads: list[Tensor],
+    metric: tuple[Tensor, float] | None = None,
 ) -> list[Tensor]:
     """γP∇ for the gain γ, shortened where a step by η would be longer than 1 in the metric: η²γ²∇ᵀP∇ ≤ 1.
 
@@ -201,13 +214,15 @@ def apply(
         watched: the parameters that P was measured for.
         parameters: those that have a gradient; one that is not watched keeps its own.
         grads: their gradients.
+        metric: M and ρ of a P that is not (M + ρI)⁻¹, for the length of the step in M + ρI.
     """
     given = {id(p): g for p, g in zip(parameters, grads, strict=True)}
     flat = torch.cat(
         [(given[id(p)] if id(p) in given else torch.zeros_like(p)).reshape(-1).to(inverse) for p in watched]
     )
     step = gain * (inverse @ flat)
-    length = (gain * (step @ flat)).clamp_min(0).sqrt() * lr
+    squared = gain * (step @ flat) if metric is None else step @ (metric[0] @ step) + metric[1] * (step @ step)
+    length = squared.clamp_min(0).sqrt() * lr
     parts = (step / length.clamp_min(1)).split([p.numel() for p in watched])
     moved = {id(p): part.reshape(p.shape).to(p.dtype) for p, part in zip(watched, parts, strict=True)}
     return [moved.get(id(p), given[id(p)]) for p in parameters]

@@ -47,6 +47,11 @@ class LowRank(Structure):
     """V in the parameters' state under "basis"; l and what was made of it in the group."""
 
     def statistic(self, group: Group, parameters: dict[str, Tensor]) -> JointStatistic:
+        if group["metric"] == "godambe":
+            raise ValueError(
+                "metric='godambe' needs G in the eigenvectors of H, which structure='lowrank' does not measure; write "
+                "GodambeSGD(..., metric='godambe', structure='kronecker'), or 'full' up to 4,096 parameters"
+            )
         if group["damping"] not in ("auto", "bulk") and float(group["damping"]) + float(group["weight_decay"]) <= 0:
             raise ValueError("damping=0 would step without bound where structure='lowrank' keeps nothing; write 'bulk'")
         tracked = max(1, min(group["largest_rank"], sum(p.numel() for p in parameters.values()) // 2))
