@@ -24,6 +24,10 @@ KNOWN = {
     "norm test, θ = 1": (None, 2.96, 8.97),
     "noise scale": (None, 5.4, 13.0),
 }
+OTHER = {  # d and N, the smallest batch in proportion, at η = .3
+    (100, 100_000, 120): {"GO-F": 1.15, "norm test, θ = 1 - η": 1.08},
+    (5, 5000, 6): {"GO-F": 1.04, "norm test, θ = 1 - η": 1.26},
+}
 
 
 @final
@@ -58,6 +62,11 @@ class BatchLinear(Study):
                 outcome = over_seeds(Linear(), rule, lr, smallest, seeds)
                 outcomes[name, lr] = outcome
                 rows.append(self._row(name, index, lr, outcome))
+        tell(0.99, "other dimensions")
+        for (width, samples, smallest), known in OTHER.items():
+            for name, expected in known.items():
+                outcome = over_seeds(Linear(width, samples), RULES[name], 0.3, smallest, self.seeds // 2)
+                rows.append(_near(f"excess of {name}, η = 0.3, d = {width}", outcome, expected))
         return Findings(tuple(rows), (_picture(outcomes),))
 
     def _row(self, name: str, index: int, lr: float, outcome: Outcome) -> Finding:
@@ -66,11 +75,16 @@ class BatchLinear(Study):
         known = KNOWN[name][index]
         if name in ("GO-F", "norm test, θ = 1 - η"):
             assert known is not None
-            high = known * 1.15 + 2 * outcome.error
-            return Finding.between(what, outcome.excess, None, high, expected=known, error=outcome.error, remark=words)
+            return _near(what, outcome, known)
         if name == "norm test, θ = 1" and lr == 0.3:
             return Finding.between(what, outcome.excess, 2.0, None, expected=known, error=outcome.error, remark=words)
         return Finding.told(what, outcome.excess, expected=known, error=outcome.error, remark=words)
+
+
+def _near(what: str, outcome: Outcome, known: float) -> Finding:
+    """At most 15 % and two standard errors above what is known."""
+    high, words = known * 1.15 + 2 * outcome.error, f"{outcome.steps:.0f} steps"
+    return Finding.between(what, outcome.excess, None, high, expected=known, error=outcome.error, remark=words)
 
 
 def _picture(outcomes: dict[tuple[str, float], Outcome]) -> Picture:

@@ -35,6 +35,7 @@ def test_laws_hold_and_another_threshold_breaks_them(monkeypatch: pytest.MonkeyP
 
 def test_a_rule_with_the_wrong_constant_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_linear, "SETTINGS", ((0.3, 24),))
+    monkeypatch.setattr(batch_linear, "OTHER", {})
     monkeypatch.setattr(batch_linear, "RULES", {"GO-F": GOF(), "norm test, θ = 1 - η": NormTest()})
     monkeypatch.setattr(batch_linear, "KNOWN", {name: (known[1],) for name, known in batch_linear.KNOWN.items()})
     assert missed(batch_linear.BatchLinear(seeds=12, slow_seeds=2).run(quiet)) == []
