@@ -19,7 +19,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "bibliography",
 ]
-exclude_patterns = ["_build", "experiments/results"]
+exclude_patterns = ["_build", "experiments/results", "benchmarks"]
 myst_enable_extensions = ["amsmath", "dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from fisheropt.control import AdaptiveBatchSampler, Controller
+from fisheropt.control import AdaptiveBatchSampler, Controller, resolve
 from fisheropt.optim.adaptive_batch import AdaptiveBatchSGD
 from fisheropt.optim.amp import LossScale, calling_scale, loss_scale
 from fisheropt.optim.group import number
@@ -62,6 +62,12 @@ class BatchSteering:
                 "BatchSteering(sampler=...) cannot hold a step of another optimizer back until all parts of a batch were "
                 "seen; leave device_batch_size out, or write AdaptiveBatchSGD(model, sampler=sampler)"
             )
+        given = None if controller == "auto" else resolve(controller)
+        if given is not None and given.needs & {"loss", "drift"}:
+            raise ValueError(
+                f"BatchSteering(controller={given.name!r}) asks for the loss or the step itself, which another optimizer "
+                f"does not show; write AdaptiveBatchSGD(model, controller={given.name!r})"
+            )
         self._optimizer = optimizer
         self._watch = AdaptiveBatchSGD(
             model, lr=1.0, sampler=sampler, controller=controller, budget=budget, advise=advise, every=every
@@ -106,6 +112,8 @@ class BatchSteering:
         for group in self._watch.param_groups:
             group["lr"], group["momentum"] = number(first["lr"]), float(first.get("momentum", 0.0))
             group["weight_decay"] = 0.0 if "betas" in first else float(first.get("weight_decay", 0.0))
+            group["dampening"] = float(first.get("dampening", 0.0))
+        self._restore(optimizer)  # where the last step has raised
         self._watch.watch(_scale_of(optimizer))
         share = self._watch.param_groups[0]["share"]
         self._held = [group["lr"] for group in optimizer.param_groups]
@@ -114,8 +122,12 @@ class BatchSteering:
                 group["lr"] = group["lr"] * share
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for group, lr in zip(optimizer.param_groups, self._held, strict=True):
+        self._restore(optimizer)
+
+    def _restore(self, optimizer: Optimizer) -> None:
+        for group, lr in zip(optimizer.param_groups, self._held, strict=False):
             group["lr"] = lr
+        self._held = []
 
 
 def _scale_of(optimizer: Optimizer) -> LossScale:

@@ -34,6 +34,10 @@ class AdaScale(Controller):
         if self.base is not None and not (math.isfinite(self.base) and self.base > 0.0):
             raise ValueError(f"AdaScale(base={self.base}): b_0 is a positive number; write AdaScale(base=32).")
 
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """All of it: the step size is the user's, or planned."""
+        return 1.0
+
     def initial_state(self) -> State:
         """b_0; averages of V and A; the samples and the progress so far; the gain in use."""
         return {"base": 0.0, "trace": 0.0, "signal": 0.0, "seen": 0.0, "progress": 0.0, "lr_factor": 1.0}

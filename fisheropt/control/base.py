@@ -116,11 +116,24 @@ class Controller(abc.ABC):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it wants to be given beside the reading: of "budget", "loss", "drift", "sketches"."""
-    newton: ClassVar[bool] = False
-    """Whether its rule is for steps eta < 1 in a metric P near H^-1."""
+    """What it wants to be given beside the reading: of "budget", "loss", "drift", "sketches", "participation"."""
     planned: ClassVar[bool] = False
     """Whether its sizes are a plan, to be taken as they are, and no estimates that fluctuate."""
+
+    @property
+    def newton(self) -> bool:
+        """Whether its rule is for steps eta < 1 in a metric P near H^-1, and for no others."""
+        return False
+
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """What a batch of `actual` samples keeps of the step that was meant for `wanted`; here, at equal temperature.
+
+        Args:
+            lr: eta of the step.
+            wanted: b*, proposed before.
+            actual: b of the batch at hand, such as the short one at the end of an epoch.
+        """
+        return min(1.0, actual / wanted)
 
     @abc.abstractmethod
     def initial_state(self) -> State:

@@ -14,6 +14,10 @@ class Fixed(Controller):
     name: ClassVar[str] = "fixed"
     planned: ClassVar[bool] = True
 
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """All of it: the step size is the user's, or planned."""
+        return 1.0
+
     def initial_state(self) -> State:
         """Nothing to remember."""
         return {}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from fisheropt.control.base import LARGEST, Controller, GradientNoise, Moment, Proposal, State
+from fisheropt.control.matched_step import matched_step
 from fisheropt.control.signal_filter import Belief, Mixture, Noise
 from fisheropt.control.wish import granted, unchanged, words
 
@@ -41,12 +42,20 @@ class GOF(Controller):
     doubt: float = 0.1
     memory: float = 0.9
     name: ClassVar[str] = "go_f"
-    newton: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fractions = 0.0 < self.slow < 1.0 and 0.0 <= self.doubt < 1.0 and 0.0 <= self.memory < 1.0
         if not (fractions and self.drift >= 0.0):
             raise ValueError(f"{self!r}: drift is at least 0, slow, doubt and memory are in [0, 1); write GOF().")
+
+    @property
+    def newton(self) -> bool:
+        """Of steps eta < 1 in a metric P near H^-1."""
+        return True
+
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """As in `matched_step`, which loses no efficiency."""
+        return matched_step(lr, wanted, actual) / lr if lr and actual < wanted else 1.0
 
     def initial_state(self) -> State:
         """V, 1/d and the samples behind them; both beliefs and their odds; the last call and its results."""

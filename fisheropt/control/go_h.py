@@ -11,6 +11,7 @@ FIRST = 8
 LONGEST_MEAN = 200
 LARGEST_SHARE = 0.1
 BEYOND = 50.0
+SPENT = "the budget is spent; give a larger budget="
 
 
 @final
@@ -29,6 +30,7 @@ class GOH(Controller):
     Needs the budget. Has little power in a few dimensions, where cos(u, w) is near 1 or -1 by chance alone: use GO-F
     or averaging there. Lags are bounded by a third of the steps made, and by what the history of sketches holds: with
     4096 steps of it, a lag of 3896. It does not know of a change of the data or of the loss: start it after a warm-up.
+    Once the budget is spent it keeps the size that it has, as no step is left to look back as far as.
 
     Args:
         horizon: c, the lag as a multiple of the steps that are left.
@@ -52,7 +54,7 @@ class GOH(Controller):
         return {"steps": 0.0, "log_batch": math.nan, "log_start": math.nan, "z": 0.0, "lag": 0.0, "window": 0.0}
 
     def propose(self, state: State, reading: GradientNoise | None, moment: Moment) -> Proposal:
-        """Every fourth step from the eighth on, the size by z; in between, and where z is no number, that of before.
+        """Every fourth step from the eighth on, the size by z; else, where z is no number or no sample left, that of before.
 
         Raises:
             ValueError: without a budget or without sketches.
@@ -62,14 +64,13 @@ class GOH(Controller):
         known = moment.stay() if math.isnan(state["log_batch"]) else math.exp(state["log_batch"])
         start = math.log(known) if math.isnan(state["log_start"]) else state["log_start"]
         new = state | {"steps": steps, "log_batch": math.log(known), "log_start": start}
-        why = ""
-        if steps >= FIRST and steps % EVERY == 0:
+        why = SPENT if left <= -moment.batch_size else ""
+        if left > 0.0 and steps >= FIRST and steps % EVERY == 0:
             size = moment.stay()
             lag, window = self._lag(int(steps), left / size, sketches.steps)
             z = self._cosine(sketches, lag, window) * math.sqrt(self.directions)
             if math.isfinite(z):
-                share = min(LARGEST_SHARE, size / left) if left > 0 else LARGEST_SHARE
-                log_batch = math.log(known) - EVERY * self.gain * math.tanh(z) * share
+                log_batch = math.log(known) - EVERY * self.gain * math.tanh(z) * min(LARGEST_SHARE, size / left)
                 new |= {
                     "log_batch": _clip(log_batch, start, moment),
                     "z": z,
@@ -98,7 +99,7 @@ class GOH(Controller):
     def _lag(self, steps: int, remaining: float, held: int) -> tuple[int, int]:
         """L and W: about the steps that are left, as far as the past allows."""
         longest = steps // 3 if held >= steps else min(steps // 3, held - LONGEST_MEAN)
-        lag = max(min(round(self.horizon * max(remaining, 0.0)), longest), 1)
+        lag = max(min(round(self.horizon * remaining), longest), 1)
         return lag, max(min(lag, held - lag, LONGEST_MEAN), 1)
 
     @staticmethod

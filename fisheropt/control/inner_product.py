@@ -28,6 +28,7 @@ class InnerProduct(Controller):
     theta: float = 0.9
     nu: float = 5.84
     name: ClassVar[str] = "inner_product"
+    needs: ClassVar[frozenset[str]] = frozenset({"participation"})
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) and value > 0.0 for value in (self.theta, self.nu)):

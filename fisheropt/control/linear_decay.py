@@ -16,6 +16,10 @@ class LinearDecay(Controller):
     planned: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"budget"})
 
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """All of it: the step size is the user's, or planned."""
+        return 1.0
+
     def initial_state(self) -> State:
         """Nothing to remember."""
         return {}

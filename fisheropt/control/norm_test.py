@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from fisheropt.control.base import Controller, GradientNoise, Moment, Proposal, State
+from fisheropt.control.matched_step import matched_step
 from fisheropt.control.wish import granted, unchanged, words
 
 
@@ -29,11 +30,21 @@ class NormTest(Controller):
 
     theta: float | None = None
     name: ClassVar[str] = "norm_test"
-    newton: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.theta is not None and not (math.isfinite(self.theta) and self.theta > 0.0):
             raise ValueError(f"NormTest(theta={self.theta}): theta is a positive number; write NormTest(theta=0.9).")
+
+    @property
+    def newton(self) -> bool:
+        """Of steps eta < 1 in a metric P near H^-1, as theta = 1 - eta is."""
+        return self.theta is None
+
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """As in `matched_step`, which loses no efficiency; at equal temperature for a given theta."""
+        if not self.newton:
+            return super().kept(lr, wanted, actual)
+        return matched_step(lr, wanted, actual) / lr if lr and actual < wanted else 1.0
 
     def initial_state(self) -> State:
         """The factor of the step size."""

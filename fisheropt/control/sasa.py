@@ -56,6 +56,10 @@ class SASA(Controller):
                 "write SASA(significance=0.05, leak=8, fewest=1000, every=100, warmup=1000, drop=10.0)."
             )
 
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """All of it: the step size is the user's, or planned."""
+        return 1.0
+
     def initial_state(self) -> State:
         """Steps in all and since the last drop, the block means with their length, the block under way, the last test."""
         counts = {"made": 0.0, "steps": 0.0, "drops": 0.0, "lr_factor": 1.0}

@@ -38,6 +38,10 @@ class Seesaw(Controller):
         if not 0.0 < self.cut < 1.0:
             raise ValueError(f"{self!r}: cut is in (0, 1); write Seesaw(cut=0.5).")
 
+    def kept(self, lr: float, wanted: float, actual: float) -> float:
+        """All of it: the step size is the user's, or planned."""
+        return 1.0
+
     def initial_state(self) -> State:
         """b_0, the size at the first call; 0 before it."""
         return {"start": 0.0}

@@ -45,7 +45,8 @@ class AdaptiveBatchSGD(SteeredOptimizer):
         lr: η, a float or a tensor of one element; in (0, 1) with a metric.
         sampler: whose `batch_size` is set; give the same object to DataLoader(batch_sampler=...).
         controller: a name ("go_f", "go_h", "norm_test", ...), an object of `fisheropt.control`, None for plain SGD, or
-            "auto": GO-F with a metric; without one GO-H where `budget` is given and else the norm test with θ = 1 - η.
+            "auto": GO-F with a metric; without one GO-H where `budget` is given, and else a larger batch each time that
+            training is certified stationary.
         budget: N, the samples planned in all, epochs × data; for controllers that look ahead.
         advise: log what the controller would do, and do nothing.
         momentum: of the step, as in torch.optim.SGD.
@@ -94,7 +95,7 @@ class AdaptiveBatchSGD(SteeredOptimizer):
             raise ValueError(f"metric={metric!r}: write one of {_METRICS}")
         metrics.check(damping)
         chosen = _automatic(metric, budget) if controller == "auto" else controller
-        steering = Steering(type(self).__name__, chosen, sampler, budget, advise)
+        steering = Steering(type(self).__name__, chosen, sampler, budget, advise, metric is not None)
         observed = steering.controller is not None
         defaults = {
             "lr": lr,
@@ -118,6 +119,10 @@ class AdaptiveBatchSGD(SteeredOptimizer):
         super().__init__(
             params_or_model, defaults, likelihood if metric == "curvature" and observed else None, steering
         )
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._root: tuple[Tensor, Tensor] | None = None
 
     def _statistic(self, group: Group, parameters: dict[str, Tensor]) -> JointStatistic | Trace | None:
         if self._steering.controller is None:
@@ -150,7 +155,9 @@ class AdaptiveBatchSGD(SteeredOptimizer):
             return gradients, gradients
         inverse, watched = group["metric_inverse"], list(self._tap_of(group).parameters.values())
         gradient = flat.laid(watched, parameters, gradients, inverse)
-        root = torch.linalg.cholesky(inverse).T @ gradient
+        if self._root is None or self._root[0] is not inverse:  # the metric is renewed at measurements only
+            self._root = inverse, torch.linalg.cholesky(inverse)
+        root = self._root[1].T @ gradient
         return flat.parted(inverse @ gradient, watched, parameters, gradients), [root]
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
@@ -173,4 +180,4 @@ def _automatic(metric: str | None, budget: int | None) -> str:
     """The rule for what is known of the steps."""
     if metric is not None:
         return "go_f"
-    return "norm_test" if budget is None else "go_h"
+    return "certified" if budget is None else "go_h"

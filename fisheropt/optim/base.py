@@ -63,7 +63,7 @@ class FisherOptimizer(ObservingOptimizer):
     def _words(self, groups: list[Group]) -> tuple[str, tuple[str, ...]]:
         """The verdict and the advice of the report."""
 
-    def _incomplete(self, scale: LossScale) -> bool:
+    def _incomplete(self, scale: LossScale, loss: Any) -> bool:
         """Whether these gradients are but a part of a batch; the step then waits for the others."""
         return False
 
@@ -85,7 +85,7 @@ class FisherOptimizer(ObservingOptimizer):
             with torch.enable_grad():
                 loss = closure()
         scale = loss_scale(vars(self))
-        if self._incomplete(scale):
+        if self._incomplete(scale, loss):
             return loss
         if not scale.overflow:
             finite = self._finite()

@@ -7,7 +7,7 @@ The parts' gradients are added up beside `p.grad`, so that the user's loop, zero
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -22,22 +22,33 @@ class Gathering:
 
     def __init__(self) -> None:
         self._sums: dict[Tensor, Tensor] = {}
+        self._scales: set[float] = set()
         self._parts = 0
+        self.loss: Tensor | float = 0.0
 
     @property
     def under_way(self) -> bool:
         """Whether parts were added and their batch is not complete."""
         return self._parts > 0
 
-    def add(self, parameters: list[Tensor], part: Part, scale: LossScale) -> None:
+    @property
+    def uniform(self) -> bool:
+        """Whether all parts so far had one loss scale, so that what was read of them has it as well."""
+        return len(self._scales) < 2
+
+    def add(self, parameters: list[Tensor], part: Part, scale: LossScale, loss: Any) -> None:
         """Take in the gradients of a part.
 
         Args:
             parameters: of all groups.
             part: what was trained on.
             scale: of the loss in its backward.
+            loss: of the part; None if it was not given.
         """
         self._parts += 1
+        self._scales.add(scale.statistics())
+        if loss is not None:
+            self.loss = self.loss + part.samples / part.whole * torch.as_tensor(loss).detach().double()
         fresh = [p for p in parameters if p.grad is not None and p not in self._sums]
         self._sums |= {p: torch.zeros_like(p) for p in fresh}
         seen = [p for p in parameters if p.grad is not None]

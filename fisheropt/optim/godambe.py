@@ -128,7 +128,7 @@ class GodambeSGD(SteeredOptimizer):
             check(damping)
         metrics.check_rank(rank, largest_rank)
         gains.check(data_size)
-        steering = Steering("GodambeSGD", controller, sampler, budget, advise)
+        steering = Steering("GodambeSGD", controller, sampler, budget, advise, metric is not None)
         if gain == "running" and steering.name not in (None, "fixed") and not advise:
             raise ValueError(
                 f"GodambeSGD(gain='running', controller={steering.name!r}) would lower the temperature twice, by step and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -15,12 +16,12 @@ from fisheropt.optim import temperature
 from fisheropt.optim.amp import LossScale
 from fisheropt.optim.base import FisherOptimizer
 from fisheropt.optim.gathering import Gathering
-from fisheropt.optim.group import Group, number
+from fisheropt.optim.group import Group
 from fisheropt.optim.metrics.structure import InMetric
 from fisheropt.optim.observing import Parameters
 from fisheropt.optim.reading import Reading
 from fisheropt.optim.signal import decay_in_square, of_samples
-from fisheropt.optim.steering import Steering
+from fisheropt.optim.steering import Steering, rate
 from fisheropt.taps import Tap
 from fisheropt.taps.reduce import ranks, reduce_sum
 from fisheropt.theory.sketch import CountSketch
@@ -47,22 +48,47 @@ class SteeredOptimizer(FisherOptimizer):
         likelihood: Likelihood | str | None,
         steering: Steering,
     ) -> None:
+        if steering.wants("drift") and defaults["momentum"]:
+            raise ValueError(
+                f"{type(self).__name__}(controller={steering.name!r}, momentum={defaults['momentum']}): its statistic is of "
+                f"steps without momentum; write momentum=0"
+            )
         self._steering = steering
         self._begin()
         super().__init__(params_or_model, defaults, likelihood)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_steering" not in state:
+            self._check_saved(state["param_groups"][0])
         super().__setstate__(state)
         if "_gathering" in vars(self) and self._gathering.under_way:  # the readings of parts that come again
             for tap in self._taps:
                 if tap is not None:
                     tap.clear()
+        first = self.param_groups[0]
+        self._steering.state, first["controller_state"] = first["controller_state"] or self._steering.state, {}
+        for group in self.param_groups:
+            group["budget"], group["advise"] = self._steering.budget, self._steering.advise
         self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, with the controller's state in the first group."""
+        state = super().state_dict()
+        state["param_groups"][0]["controller_state"] = dict(self._steering.state)
+        return state
+
+    def _check_saved(self, group: Group) -> None:
+        saved, own, owner = group.get("controller", self._steering.name), self._steering.name, type(self).__name__
+        if saved != own:
+            raise ValueError(
+                f"{owner}.load_state_dict(state): it was saved with controller={saved!r}, this optimizer has {own!r}, which "
+                f"cannot go on from it; build it as {owner}(..., controller={saved!r})"
+            )
 
     def _begin(self) -> None:
         """Nothing gathered, and nothing measured in the step under way."""
         self._gathering = Gathering()
-        self._repeated = False
+        self._void = False
         self._part: Part | None = None
         self._latest: Reading | None = None
         self._latest_in_metric: InMetric | None = None
@@ -90,21 +116,26 @@ class SteeredOptimizer(FisherOptimizer):
         """P g, in the shapes of the parameters, and P^½ g in any."""
 
     @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
-    def _incomplete(self, scale: LossScale) -> bool:
-        self._part, self._parts = self._steering.arrive(), 1
-        if self._part is None or self._part.first:
-            self._repeated = self._gathering.under_way
+    def _incomplete(self, scale: LossScale, loss: Any) -> bool:
+        arrivals = self._steering.arrivals
+        self._part, self._parts = None if arrivals is None else arrivals.next(), 1
+        part = self._part
+        if part is None or part.first:
+            self._void = self._gathering.under_way
             self._gathering = Gathering()
-        if self._part is None or (self._part.first and self._part.last):
+        if part is None or (part.first and part.last):
             return False
-        self._gathering.add([p for group in self.param_groups for p in group["params"]], self._part, scale)
-        if self._part.last:
+        if not part.first and not self._gathering.under_way:  # the rest of a batch whose begin was forgotten by a load
+            return True
+        self._gathering.add([p for group in self.param_groups for p in group["params"]], part, scale, loss)
+        self._void = self._void or not self._gathering.uniform
+        if part.last:
             self._parts = self._gathering.finish(scale)
-        return not self._part.last
+        return not part.last
 
     def _reading(self, index: int, scale: LossScale) -> Reading | None:
-        """None of a batch that a loop had left between its parts: its first samples were read twice."""
-        return None if self._repeated else super()._reading(index, scale)
+        """None of a batch whose readings are not one: its first parts were read twice, or by another loss scale."""
+        return None if self._void else super()._reading(index, scale)
 
     def watch(self, scale: LossScale) -> None:
         """All of a step but the update of the parameters, for an optimizer that makes that.
@@ -112,7 +143,7 @@ class SteeredOptimizer(FisherOptimizer):
         Args:
             scale: of the loss in backward.
         """
-        self._incomplete(scale)
+        self._incomplete(scale, None)
         if not scale.overflow and self._observe(scale, {}):
             self._control(scale, None)
         self._plan(scale.overflow)
@@ -133,6 +164,14 @@ class SteeredOptimizer(FisherOptimizer):
 
     @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
     def _control(self, scale: LossScale, loss: Any) -> None:
+        if all(p.grad is None for p in self.param_groups[0]["params"]):
+            return
+        arrivals, latest, scaled = self._steering.arrivals, self._latest, scale.of_statistics is not None
+        if arrivals is not None and latest is not None and not scaled:  # beside a scaler, steps left out look the same
+            count = float(latest.count)
+            if self._tap_of(self.param_groups[0]).unit != "sample" and self._part is not None:
+                count *= self._part.whole
+            self._part = arrivals.counted(self._part, count)
         facts: dict[str, Any] = {}
         if self._steering.wants("loss"):
             facts["loss"] = self._mean_loss(loss)
@@ -161,11 +200,13 @@ class SteeredOptimizer(FisherOptimizer):
         parameters = list(group["params"])
         step, root = self._in_metric(group, parameters, self._with_decay(group, parameters, scale))
         if self._steering.wants("sketches"):
-            history.add(group, _SKETCH(root))
+            history.add(group, _sketch(root))
             return {"sketches": history.Ring(group)}
-        along = sum(float((p * d).sum()) for p, d in zip(parameters, step, strict=True))
-        made = number(group["lr"]) * group["factor"]
-        return {"drift": along - made / 2 * sum(float(d.square().sum()) for d in step)}
+        products = [
+            (p * d).sum() - rate(group) * group["factor"] / 2 * d.square().sum()
+            for p, d in zip(parameters, step, strict=True)
+        ]
+        return {"drift": float(torch.stack([x.double() for x in products]).sum())}
 
     def _with_decay(self, group: Group, parameters: list[Tensor], scale: LossScale) -> list[Tensor]:
         held = [p for p in parameters if p.grad is not None]
@@ -189,9 +230,21 @@ class SteeredOptimizer(FisherOptimizer):
                 f"{owner}(controller={name!r}) needs the loss of each step and optimizer.step() gave none; write "
                 f"optimizer.step(lambda: loss) after loss.backward()"
             )
-        value = torch.as_tensor(loss).detach().double()
-        return float(reduce_sum(value) / ranks())
+        value = self._gathering.loss if self._parts > 1 else torch.as_tensor(loss).detach().double()
+        return float(reduce_sum(torch.as_tensor(value)) / ranks())
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
+
+
+def _sketch(tensors: list[Tensor]) -> Tensor:
+    """Of all of them, device by device; one on "meta" has no numbers."""
+    total, offset = torch.zeros(_SKETCH.width), 0
+    for device, run in groupby(tensors, key=lambda tensor: tensor.device):
+        held = list(run)
+        if device.type != "meta":
+            part = _SKETCH(held, offset)
+            total = part if total.device != part.device and not offset else total.to(part.device) + part
+        offset += sum(tensor.numel() for tensor in held)
+    return total

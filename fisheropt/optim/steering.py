@@ -1,8 +1,9 @@
 """From a controller's proposal to what happens: the sampler's batch size first, then the length of the step.
 
-    b ← quantise(b*),    step ← share · step,    share = factor · b/(bη + b*(1 - η)) for a batch b shorter than b*
+    b ← quantise(b*),    step ← factor · kept(η, b*, b) · step
 
-The state is in the first parameter group: the controller's numbers, what it proposed, and the last changes.
+What was proposed and changed is in the first parameter group. The controller's own state, lists that grow among it, is here
+and enters the group's copy in a state_dict only: torch.compile would compile the step anew for each of their changes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any, final
 import torch
 
 from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise, Moment, Part, quantise, resolve
+from fisheropt.control.base import State
+from fisheropt.optim.arrivals import Arrivals
 from fisheropt.optim.group import Group, number
 
 _UNBOUNDED = 1 << 30
-_FASTEST = 0.9  # the rules are for steps η < 1 in a metric near H⁻¹; where η is in other units they are given this
 _REMEMBERED = 64
 
 CHANGE = ("step", "samples", "from", "to")
@@ -32,6 +34,7 @@ class Steering:
         sampler: whose `batch_size` is set.
         budget: N, samples planned in all; None where the controller does not ask for it.
         advise: log what would be done, and do nothing.
+        metric: whether steps are made, and noise is measured, in a metric.
 
     Raises:
         ValueError: if the controller needs what is not given.
@@ -44,18 +47,36 @@ class Steering:
         sampler: AdaptiveBatchSampler | None,
         budget: int | None,
         advise: bool,
+        metric: bool,
     ) -> None:
         self.controller = None if controller is None else resolve(controller)
         self.sampler, self.budget, self.advise = sampler, budget, advise
-        if budget is not None and budget < 1:
-            raise ValueError(f"{owner}(budget={budget}): the samples planned in all are a whole number >= 1")
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+            raise ValueError(f"{owner}(budget={budget!r}): the samples planned in all are a whole number >= 1")
         if self.controller is not None and "budget" in self.controller.needs and budget is None:
             raise ValueError(
                 f"{owner}(controller={self.controller.name!r}) plans up to the end of training and has to know when that is; "
                 f"write {owner}(..., budget=epochs * len(data)), in samples"
             )
-        self._committed = 0 if sampler is None else sampler.committed
-        self.why = ""  # here, as torch.compile would compile the step anew for each new word in a group
+        if self.controller is not None and not metric:
+            self._check_plain(owner, self.controller)
+        self.arrivals = None if sampler is None else Arrivals(owner, sampler)
+        self.state: State = {} if self.controller is None else self.controller.initial_state()
+        self.why = ""
+
+    @staticmethod
+    def _check_plain(owner: str, controller: Controller) -> None:
+        if controller.newton:
+            raise ValueError(
+                f"{owner}(controller={controller.name!r}) is a rule for Newton steps, η < 1 in a metric near H⁻¹, and is far "
+                f"off in the units of plain SGD; write AdaptiveBatchSGD(..., metric='curvature', likelihood=...), "
+                f"controller=fisheropt.control.NormTest(theta=0.9), or controller='go_h' with budget="
+            )
+        if "participation" in controller.needs:
+            raise ValueError(
+                f"{owner}(controller={controller.name!r}) needs the number of directions that share the noise, which is not "
+                f"measured without a metric; write AdaptiveBatchSGD(..., metric='fisher'), or controller='go_h' with budget="
+            )
 
     @property
     def name(self) -> str | None:
@@ -69,28 +90,14 @@ class Steering:
     def fresh(self) -> Group:
         """The state of a group before anything was measured."""
         return {
-            "controller_state": {} if self.controller is None else self.controller.initial_state(),
+            "controller_state": {},
             "proposed_batch_size": 0.0,
             "factor": 1.0,
             "share": 1.0,
+            "acted_on": 0.0,
             "changed": 0.0,
             "changes": torch.zeros(_REMEMBERED, len(CHANGE), dtype=torch.float64),
         }
-
-    def arrive(self) -> Part | None:
-        """The part of the data that this step's gradients are of; None where nobody knows.
-
-        A loop that calls `sampler.commit()` by itself goes on doing so.
-        """
-        sampler = self.sampler
-        if sampler is None:
-            return None
-        by_the_loop = sampler.committed != self._committed
-        if not by_the_loop and not sampler.outstanding:
-            return None
-        part = sampler.commit(0 if by_the_loop else 1)
-        self._committed = sampler.committed
-        return part
 
     def steer(self, groups: list[Group], noise: GradientNoise | None, part: Part | None, facts: dict[str, Any]) -> None:
         """Ask the controller, set the sampler, and say how much of its length each group's step keeps.
@@ -105,22 +112,34 @@ class Steering:
         actual = part.whole if part is not None else first["count"]
         if controller is None or not actual:
             return
-        lr = number(first["lr"]) / (1 - first["momentum"])
-        lr = min(lr, _FASTEST) if controller.newton else lr
-        wanted = first["proposed_batch_size"] or actual
-        rate = min(lr, 1.0)
-        share = first["factor"] * (actual / (actual * rate + wanted * (1 - rate)) if actual < wanted else 1.0)
+        lr = rate(first)
+        wanted = first["proposed_batch_size"] if self.sampler is not None and first["proposed_batch_size"] else actual
+        share = 1.0 if self.advise else first["factor"] * controller.kept(lr, wanted, actual)
         for group in groups:
-            group["share"] = 1.0 if self.advise else share
-        in_use = actual if self.sampler is None else self.sampler.batch_size
-        data = None if self.sampler is None else self.sampler.data_size
-        seen, bounds = self._samples(first, actual), self._bounds()
-        moment = Moment(lr, actual, seen, bounds, self.budget, in_use=in_use, data_size=data, **facts)
-        proposal = controller.propose(first["controller_state"], noise, moment)
-        first["controller_state"], first["proposed_batch_size"] = proposal.state, proposal.batch_size
+            group["share"], group["acted_on"] = share, float(actual)
+        proposal = controller.propose(self.state, noise, self._moment(first, lr, actual, facts))
+        self.state = self._believed(proposal.state)
+        first["proposed_batch_size"] = proposal.batch_size
         first["factor"], self.why = proposal.lr_factor, proposal.why or self.why
         if self.sampler is not None and not self.advise:
             self._set(first, self.sampler, proposal.batch_size)
+
+    def _moment(self, group: Group, lr: float, actual: float, facts: dict[str, Any]) -> Moment:
+        sampler = self.sampler
+        return Moment(
+            lr,
+            actual,
+            sampler.samples_seen if sampler is not None else round(group["samples"] + actual),
+            self._bounds(),
+            self.budget,
+            in_use=actual if sampler is None else sampler.batch_size,
+            data_size=None if sampler is None else sampler.data_size,
+            **facts,
+        )
+
+    def _believed(self, state: State) -> State:
+        """Where steps are not shortened, a rule that predicts them must not believe that they are."""
+        return state | {"lr_factor": 1.0} if self.advise and "lr_factor" in state else state
 
     def _set(self, group: Group, sampler: AdaptiveBatchSampler, proposed: float) -> None:
         before = sampler.batch_size
@@ -137,16 +156,17 @@ class Steering:
         group["changes"][int(group["changed"]) % _REMEMBERED] = row
         group["changed"] += 1
 
-    def _samples(self, group: Group, actual: float) -> int:
-        """Seen, this batch included."""
-        return self.sampler.samples_seen if self.sampler is not None else round(group["samples"] + actual)
-
     def _bounds(self) -> tuple[float, float]:
         """Those of the sampler, but two samples a rank at least, as one has no noise to be seen."""
         if self.sampler is None:
             return 1, _UNBOUNDED
         hi = self.sampler.max_batch_size
         return min(max(self.sampler.min_batch_size, 2 * self.sampler.num_replicas), hi), hi
+
+
+def rate(group: Group) -> float:
+    """What momentum m and dampening d make of the learning rate in the long run, η (1 - d)/(1 - m)."""
+    return number(group["lr"]) * (1 - number(group["dampening"])) / (1 - number(group["momentum"]))
 
 
 def changes(group: Group) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """What a steered run says of its temperature, in numbers and in words.
 
-    τ = η/b,    with momentum τ/(1 - m),    of n samples τ (1 - b/n),    noise floor of the loss ≈ (τ/4) tr(PG)
+    τ = η/b,    with momentum τ(1 - d)/(1 - m),    of n samples τ (1 - b/n),    noise floor of the loss ≈ (τ/4) tr(PG)
 
 Reference: zantedeschi2026
 """
@@ -14,7 +14,7 @@ import torch
 from fisheropt.optim import running
 from fisheropt.optim.group import Group, number
 from fisheropt.optim.report import plural
-from fisheropt.optim.steering import Steering, changes
+from fisheropt.optim.steering import Steering, changes, rate
 from fisheropt.theory.lyapunov import stationary_covariance, temperature
 
 _SHOWN = 3
@@ -27,8 +27,8 @@ def details(group: Group, steering: Steering) -> dict[str, Any]:
         group: the first one, once measured.
         steering: of the optimizer.
     """
-    batch = group["count"] if steering.sampler is None else float(steering.sampler.batch_size)
-    lr = number(group["lr"]) * group["share"] / (1 - number(group["momentum"]))
+    batch = group["acted_on"] or group["count"]
+    lr = rate(group) * group["share"]
     data = None if steering.sampler is None else steering.sampler.data_size
     tau = lr / batch
     trace, error = _trace(group)
@@ -46,7 +46,7 @@ def details(group: Group, steering: Steering) -> dict[str, Any]:
         "batch_changes": group["changed"],
         "last_changes": changes(group),
         "why": steering.why,
-        **_certificate(group["controller_state"]),
+        **_certificate(steering.state),
     }
 
 
@@ -58,8 +58,9 @@ def words(group: Group, steering: Steering, unit: str) -> tuple[str, tuple[str, 
         steering: of the optimizer.
         unit: what one observation was.
     """
-    proposal = group["proposed_batch_size"]
-    if not proposal:
+    proposal, controller = group["proposed_batch_size"], steering.controller
+    seen = running.effective_count(group, "covariance") > 0
+    if not proposal or not (seen or controller is None or controller.planned or "sketches" in controller.needs):
         return (
             "No noise could be measured, so the batch size stays.",
             ("Write AdaptiveBatchSGD(model, ...), or run at least two backward() a step.",),
@@ -74,7 +75,9 @@ def words(group: Group, steering: Steering, unit: str) -> tuple[str, tuple[str, 
     )
     dof = running.effective_count(group, "covariance")
     if dof:
-        said += f" The noise behind it is known within {100 * (2 / dof) ** 0.5:.0f} %, one standard error."
+        said += (
+            f" The noise is known within {100 * (2 / dof) ** 0.5:.0f} %, one standard error if gradients are Gaussian."
+        )
     moved = [f"{row['from']:.0f} → {row['to']:.0f} at step {row['step']:.0f}" for row in changes(group)[-_SHOWN:]]
     if moved:
         said += f" It changed {group['changed']:.0f} times, lately {', '.join(moved)}."
@@ -96,7 +99,7 @@ def _certificate(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trace(group: Group) -> tuple[float, float]:
-    """tr(PG) of one sample, and its standard error at the most, that of noise in one direction."""
+    """tr(PG) of one sample, and its standard error for Gaussian gradients; of a bare trace, all in one direction."""
     dof = running.effective_count(group, "covariance")
     covariance = group["covariance"]
     if covariance.ndim == 0 and group.get("metric_ready"):  # tr G, and not in the metric

@@ -66,8 +66,9 @@ class Attention(Rule):
         query, key, value = (given[name] for name in _INPUTS[:3])
         if module.training and module.dropout > 0:
             raise RuntimeError(
-                f"MultiheadAttention has dropout={module.dropout}, whose mask a second run cannot repeat. Build it with "
-                f"dropout=0.0 and put nn.Dropout behind it, or call .eval() on it"
+                f"MultiheadAttention has dropout={module.dropout}, whose mask a second run cannot repeat. Write "
+                f"attention.dropout = 0.0, in a nn.TransformerEncoderLayer layer.self_attn.dropout = 0.0 (its other "
+                f"dropouts stay), and put nn.Dropout behind it if you like; or call .eval() on it"
             )
         if query.ndim < 3:
             raise RuntimeError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fisheropt.persample import Convolved, Dense, Geometry, PerSample
-from fisheropt.rules.registry import Rule, batched, rule
+from fisheropt.rules.registry import Rule, batched, needed, rule
 
 
 @final
@@ -28,16 +28,16 @@ class Convolution(Rule):
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(module.weight, Tensor)
-        return (batched(module, args, kwargs, module.weight.ndim),), None
+        x = batched(module, args, kwargs, module.weight.ndim)
+        return (x,) if needed(module) else (), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        (x,) = saved
         forms: dict[str, PerSample] = {}
-        if "weight" in names:
-            x, padding = _padded(module, x)
+        if saved and "weight" in names:
+            x, padding = _padded(module, saved[0])
             geometry = Geometry(module.stride, padding, module.dilation, module.groups)
             forms["weight"] = Convolved(grad, x, module.weight.shape, geometry)
         if "bias" in names:
@@ -61,14 +61,15 @@ class TransposedConvolution(Rule):
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(module.weight, Tensor)
-        return (batched(module, args, kwargs, module.weight.ndim),), None
+        x = batched(module, args, kwargs, module.weight.ndim)
+        return (x,) if needed(module) else (), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         assert isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
         forms: dict[str, PerSample] = {}
-        if "weight" in names:
+        if saved and "weight" in names:
             slid, padding = _slid(module, saved[0], grad)
             geometry = Geometry(module.stride, padding, module.dilation, module.groups)
             forms["weight"] = Convolved(saved[0], slid, module.weight.shape, geometry)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fisheropt.persample import Dense, PerSample
 from fisheropt.rules.registry import Rule, refuse, rule
@@ -39,6 +40,11 @@ class Generic(Rule):
                     f"{type(module).__name__} owns parameters and contains {original}, whose mask a second run cannot "
                     f"repeat. Call .eval() on the dropout, or write a rule: @fisheropt.rule({type(module).__name__})"
                 )
+            if original.training and any(isinstance(h, SpectralNorm) for h in original._forward_pre_hooks.values()):
+                raise RuntimeError(
+                    f"the power iteration of spectral_norm on {original} in train mode goes on in a second run, which then "
+                    f"has another weight. Call .eval() on that module"
+                )
             if twin.training != original.training:
                 twin.training = original.training
         given: dict[int | str, Any] = dict(enumerate(args))
@@ -52,8 +58,10 @@ class Generic(Rule):
                 f"the generic rule needs tensors with the samples on their first axis as inputs of "
                 f"{type(module).__name__}; found {found}. Write a rule: @fisheropt.rule({type(module).__name__})"
             )
-        weights = dict(module.named_parameters())  # of this call: functional_call may have lent them
-        return (*tensors.values(), *weights.values()), (tuple(tensors), tuple(constants.items()), tuple(weights))
+        # of this call: functional_call may have lent them, and the next call may overwrite its buffers
+        owned: dict[str, Tensor] = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        owned.update(module.named_parameters())
+        return (*tensors.values(), *owned.values()), (tuple(tensors), tuple(constants.items()), tuple(owned))
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
@@ -61,9 +69,9 @@ class Generic(Rule):
         twin = self.twin
         assert twin is not None
         keys, fixed, owned = context
-        samples, weights = saved[: len(keys)], dict(zip(owned, (w.detach() for w in saved[len(keys) :]), strict=True))
-        constants = {name: w for name, w in weights.items() if name not in names} | dict(module.named_buffers())
-        variables = {name: weights[name] for name in names}
+        samples, tensors = saved[: len(keys)], dict(zip(owned, (w.detach() for w in saved[len(keys) :]), strict=True))
+        constants = {name: tensor for name, tensor in tensors.items() if name not in names}
+        variables = {name: tensors[name] for name in names}
         dtype = variables[names[0]].dtype  # under autocast the inputs may be narrower
 
         def pull(g: Tensor, *sample: Tensor) -> dict[str, Tensor]:

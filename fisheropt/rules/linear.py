@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.persample import Dense, Outer, PerSample
-from fisheropt.rules.registry import Rule, batched, rule
+from fisheropt.rules.registry import Rule, batched, needed, rule
 
 
 @final
@@ -24,16 +24,17 @@ class Linear(Rule):
         return self
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
-        return (batched(module, args, kwargs, 2),), None
+        x = batched(module, args, kwargs, 2)
+        return (x,) if needed(module) else (), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
-        (a,) = saved
         samples = grad.shape[0]
         g = grad.reshape(samples, -1, grad.shape[-1])
         forms: dict[str, PerSample] = {}
-        if "weight" in names:
+        if saved and "weight" in names:
+            (a,) = saved
             forms["weight"] = Outer(g, a.reshape(samples, -1, a.shape[-1]))
         if "bias" in names:
             wide = torch.promote_types(g.dtype, torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fisheropt.persample import Dense, PerSample
-from fisheropt.rules.registry import Rule, batched, rule
+from fisheropt.rules.registry import Rule, batched, needed, rule
 
 
 @final
@@ -26,14 +26,15 @@ class FeatureNorm(Rule):
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
-        return (batched(module, args, kwargs, 1 + len(module.normalized_shape)),), None
+        x = batched(module, args, kwargs, 1 + len(module.normalized_shape))
+        return (x,) if needed(module) else (), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
         between = tuple(range(1, grad.ndim - len(module.normalized_shape)))
-        return _scale_and_shift(names, _features(module, saved[0]), grad, between)
+        return _scale_and_shift(names, _features(module, saved[0]) if saved else None, grad, between)
 
 
 @final
@@ -54,12 +55,19 @@ class ChannelNorm(Rule):
         return self
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
-        return (batched(module, args, kwargs, 2),), None
+        x = batched(module, args, kwargs, 2)
+        if not needed(module):
+            return (), None
+        if isinstance(module, nn.GroupNorm):
+            return (x,), None
+        mean, variance = module.running_mean, module.running_var  # of this call: functional_call may have lent them
+        assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+        return (x, mean, variance), None
 
     def forms(
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
-        return _scale_and_shift(names, _channels(module, saved[0]), grad, tuple(range(2, grad.ndim)))
+        return _scale_and_shift(names, _channels(module, saved), grad, tuple(range(2, grad.ndim)))
 
 
 def _features(module: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
@@ -68,19 +76,22 @@ def _features(module: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:
     return F.rms_norm(x, list(module.normalized_shape), eps=module.eps)
 
 
-def _channels(module: nn.Module, x: Tensor) -> Tensor:
+def _channels(module: nn.Module, saved: tuple[Tensor, ...]) -> Tensor | None:
+    if not saved:
+        return None
     if isinstance(module, nn.GroupNorm):
-        return F.group_norm(x, module.num_groups, eps=module.eps)
+        return F.group_norm(saved[0], module.num_groups, eps=module.eps)
     assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-    return F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+    x, mean, variance = saved
+    return F.batch_norm(x, mean, variance, eps=module.eps)
 
 
 def _scale_and_shift(
-    names: tuple[str, ...], normalised: Tensor, grad: Tensor, positions: tuple[int, ...]
+    names: tuple[str, ...], normalised: Tensor | None, grad: Tensor, positions: tuple[int, ...]
 ) -> dict[str, PerSample]:
     wide = torch.promote_types(grad.dtype, torch.float32)
     forms: dict[str, PerSample] = {}
-    if "weight" in names:
+    if normalised is not None and "weight" in names:
         h = grad.to(wide) * normalised.to(wide)
         forms["weight"] = Dense(h.sum(positions) if positions else h)
     if "bias" in names:

@@ -97,6 +97,12 @@ def batched(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ax
     return x
 
 
+def needed(module: nn.Module) -> bool:
+    """Whether the module's own weight is trained: nothing else needs the input, which may be overwritten otherwise."""
+    weight = module.weight
+    return isinstance(weight, Tensor) and weight.requires_grad
+
+
 def find(module: nn.Module) -> Rule:
     """The rule of a module, by method-resolution order, because `fully_shard` swaps the class.
 

@@ -61,6 +61,7 @@ class Channel:
         self.sums = sums
         self.counts = counts
         self.samples: int | None = None
+        self.inputs: tuple[Tensor, ...] = ()
         self.called: tuple[str, ...] = ()
         self.tied: frozenset[str] = frozenset()
         self.sizes: dict[str, Tensor] = {}
@@ -76,6 +77,7 @@ class Channel:
         """A copy is off until its own tap or optimizer switches it on: nobody would clear what a copied model collects."""
         passing: dict[str, Any] = {
             "samples": None,
+            "inputs": (),
             "called": (),
             "carrier": None,
             "last": None,
@@ -91,6 +93,17 @@ class Channel:
         if not self.on or not torch.is_grad_enabled():
             return False
         return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+
+    def given(self, x: Tensor) -> bool:
+        """Whether a row of indices is one of each sample: an input of the model, a column of one, or all that there is."""
+        if all(given.ndim == 1 for given in self.inputs):
+            return True
+        if torch.compiler.is_compiling():  # where no storage can be looked at
+            return any(x is given for given in self.inputs)
+        place = x.untyped_storage().data_ptr()
+        return any(
+            given.untyped_storage().data_ptr() == place and given.stride(0) == x.stride(0) for given in self.inputs
+        )
 
     def shared(self) -> Carrier | None:
         """The sink that all layers share: of the running forward, or of the last one while checkpointing repeats it."""

@@ -43,6 +43,7 @@ class LayerHook:
         own, place = found
         seen, others = self.rule.observed(output)
         saved, context = self.rule.saved(module, args, kwargs)
+        self._check_looked_up(saved)
         self._check(seen)
         count = self.channel.counts[self.path]
         if place is None and not self.joint and not torch.compiler.is_compiling():
@@ -125,6 +126,19 @@ class LayerHook:
                 f"loss outside the model"
             )
 
+    def _check_looked_up(self, saved: tuple[Tensor, ...]) -> None:
+        """Refuse a row of indices that may be positions: as many as samples, they would be taken for samples."""
+        if self.channel.samples is None:
+            return
+        for x in saved:
+            if x.ndim != 1 or x.is_floating_point() or isinstance(x, nn.Parameter) or self.channel.given(x):
+                continue
+            raise RuntimeError(
+                f"{self._name()} was called with {len(x)} indices that are no input of the model, so that positions cannot "
+                f"be told from samples. Positions every sample has: write module(torch.arange(T, device=x.device)"
+                f".expand(len(x), -1)); one index for each sample: write module(index[:, None]).squeeze(1)"
+            )
+
     def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients: Σφ(hₙ) and Σhₙ of each parameter, or the joint z; then the number of samples."""
         names, (given, place) = self._trainable(), context
@@ -174,7 +188,7 @@ class RootEntry:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
-        self.channel.calls = None
+        self.channel.calls, self.channel.inputs = None, ()
         if not self.channel.observing():
             return
         if self.channel.scores is not None and torch.compiler.is_compiling():
@@ -183,9 +197,11 @@ class RootEntry:
         for norm in self.coupling:
             if norm.training or norm.running_mean is None:
                 raise RuntimeError(_coupled(norm))
-        sizes = [x.shape[0] for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0]
-        if not sizes:
+        inputs = tuple(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0)
+        if not inputs:
             return
+        sizes = [x.shape[0] for x in inputs]
+        self.channel.inputs = inputs
         samples = sizes[0] if len(sizes) == 1 else max(sizes, key=lambda size: (sizes.count(size), size))
         self.channel.samples = samples
         if not torch.compiler.is_compiling():
@@ -207,7 +223,7 @@ class RootExit:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         channel, carrier = self.channel, self.channel.carrier
-        channel.samples, channel.carrier = None, None
+        channel.samples, channel.carrier, channel.inputs = None, None, ()
         if channel.calls is not None:
             channel.calls, channel.last_calls = None, channel.calls
         if carrier is None:

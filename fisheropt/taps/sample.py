@@ -156,7 +156,8 @@ class SampleTap(Tap):
         if samples == 0:
             raise RuntimeError(
                 "no sample was seen since the last clear. Call the model itself, model(x), between building the optimizer "
-                "or tap and backward(); a compiled model must be compiled, or called for the first time, after that"
+                "or tap and backward(); a compiled model must be compiled, or called for the first time, after that. Write "
+                "loss.backward() without inputs=..., which leaves the sinks out"
             )
         for route in self.routes:
             used = any(self.parameters[n].grad is not None for n in route.names.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import final
 
 import numpy as np
@@ -46,17 +48,24 @@ def start(x: Array, k: int, full: bool, rng: np.random.Generator) -> Fit:
     return Fit(np.inf, np.full(k, 1.0 / k), means, np.repeat(covariance[None], k, 0))
 
 
-def _run(x: Array, k: int, full: bool, rng: np.random.Generator) -> Fit | None:
-    """Iterate until the likelihood no longer rises in float64."""
-    fit = start(x, k, full, rng)
-    whole = np.linalg.eigvalsh(fit.covariances[0])[0]
-    for _ in range(ITERATIONS):
+def iterations(x: Array, first: Fit, *, full: bool) -> Iterator[Fit]:
+    """The iterates from `first`, each with the loss of the one before, while the likelihood rises in float64."""
+    fit = first
+    while True:
         log_joint = np.log(fit.weights) + _log_densities(x, fit)
         log_p = logsumexp(log_joint, axis=1)
         loss = -float(log_p.mean())
         if loss > fit.loss - 1e-15 * (1.0 + abs(loss)):
-            break
+            return
         fit = _maximise(x, np.exp(log_joint - log_p[:, None]), loss, full)
+        yield fit
+
+
+def _run(x: Array, k: int, full: bool, rng: np.random.Generator) -> Fit | None:
+    """Iterate to the end; None where a component collapses."""
+    fit = first = start(x, k, full, rng)
+    whole = np.linalg.eigvalsh(first.covariances[0])[0]
+    for fit in islice(iterations(x, first, full=full), ITERATIONS):
         if fit.weights.min() * len(x) < 1.5 or np.linalg.eigvalsh(fit.covariances).min() < COLLAPSED * whole:
             return None
     return fit

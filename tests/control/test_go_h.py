@@ -92,18 +92,18 @@ def test_acts_every_fourth_step_from_the_eighth_on() -> None:
 def test_beyond_the_largest_batch_the_step_falls() -> None:
     """At equal temperature, up to fifty times; and it comes back."""
     rows = [torch.ones(4) * (-1) ** k for k in range(400)]
-    proposals = driven(GOH(horizon=1e-9), rows, 10_000)
+    proposals = driven(GOH(horizon=1e-9), rows, 22_000)
     assert proposals[-1].batch_size == 64 and proposals[-1].lr_factor == pytest.approx(1 / 50)
     assert any(0.1 < p.lr_factor < 0.9 for p in proposals)
-    back = driven(GOH(horizon=1e-9), rows + [torch.ones(4)] * 400, 10_000)
+    back = driven(GOH(horizon=1e-9), rows + [torch.ones(4)] * 80, 22_000)
     assert back[-1].lr_factor == 1 and back[-1].batch_size < 64
 
 
 def test_the_lag_is_what_is_left_and_a_third_of_the_past_at_most() -> None:
-    proposals = driven(GOH(gain=1e-9), [torch.ones(4)] * 300, 300 * 16)
+    proposals = driven(GOH(gain=1e-9), [torch.ones(4)] * 300, 301 * 16)
     for k, proposal in enumerate(proposals, start=1):
         if k >= 8 and k % 4 == 0:
-            lag = max(min(300 - k, k // 3), 1)
+            lag = max(min(301 - k, k // 3), 1)
             assert proposal.state["lag"] == lag
             assert proposal.state["window"] == min(lag, k - lag, 200)
 
@@ -128,10 +128,27 @@ def test_gradients_of_zero_change_nothing() -> None:
     assert driven(GOH(), [torch.zeros(4)] * 30, 1000)[-1].batch_size == pytest.approx(16)
 
 
-def test_past_the_budget_it_goes_on() -> None:
-    proposals = driven(GOH(), walk(100, 0.0), 800)
-    assert all(BOUNDS[0] <= p.batch_size <= BOUNDS[1] for p in proposals)
-    assert proposals[-1].state["lag"] == 1
+def test_past_the_budget_it_keeps_the_size_and_says_so() -> None:
+    """Whatever the gradients do then; the step that spends the rest of the budget is still within it."""
+    rows = [torch.ones(4) * (-1) ** (k if k < 44 or k % 24 < 12 else 0) for k in range(200)]
+    budget = 800
+    proposals = driven(GOH(horizon=1e-9, gain=0.5), rows, budget)
+    sizes = [16.0] + [p.batch_size for p in proposals]
+    seen = torch.tensor(sizes[:-1]).cumsum(0).tolist()
+    spent = next(k for k, samples in enumerate(seen) if samples >= budget)
+    assert 16 < sizes[spent] < BOUNDS[1] and len({round(size, 6) for size in sizes[: spent + 1]}) > 3
+    assert all(p.batch_size == pytest.approx(sizes[spent]) and p.lr_factor == 1 for p in proposals[spent:])
+    assert all("spent" not in p.why for p in proposals[: spent + 1])
+    assert {p.why for p in proposals[spent + 1 :]} == {"the budget is spent; give a larger budget="}
+
+
+def test_resumed_past_the_budget_it_keeps_the_size_in_use() -> None:
+    group, state = history.fresh(64, 4), GOH().initial_state()
+    for k in range(40):
+        history.add(group, torch.ones(4) * (-1) ** k)
+        proposal = GOH().propose(state, None, Moment(0.1, 20, 1000 + k, BOUNDS, 800, sketches=history.Ring(group)))
+        state = proposal.state
+        assert proposal.batch_size == pytest.approx(20)
 
 
 def test_without_a_budget_it_says_what_to_write() -> None:

@@ -20,7 +20,7 @@ WAYS = [
     Way(workers=0, device=8),
     Way(workers=2, device=None),
     Way(workers=2, device=8),
-    Way(controller="norm_test", workers=0, device=8),
+    Way(controller="noise_scale", workers=0, device=8),
 ]
 
 

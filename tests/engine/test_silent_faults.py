@@ -19,6 +19,16 @@ def test_weights_that_a_pre_hook_computes(recompute):
     check_full(Case(nn.Sequential(recompute(nn.Linear(4, 3))).double(), batch(4, classes=3), classification))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates it
+def test_spectral_norm_is_exact_in_eval_and_refused_in_train_mode():
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    case = Case(model, batch(4, classes=3), classification)
+    with fisheropt.observe(model, fisheropt.Trace()), pytest.raises(RuntimeError, match="power iteration"):
+        case.loss()
+    model.eval()
+    check_full(case)
+
+
 def prune(layer):
     return l1_unstructured(layer, "weight", amount=0.5)
 

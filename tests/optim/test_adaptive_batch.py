@@ -99,7 +99,7 @@ def test_the_controllers_state_is_in_the_checkpoint():
             F.binary_cross_entropy_with_logits(model(x[i : i + 40]).squeeze(1), y[i : i + 40]).backward()
             optimizer.step()
             optimizer.zero_grad()
-        states.append(optimizer.param_groups[0]["controller_state"])
+        states.append(optimizer.state_dict()["param_groups"][0]["controller_state"])
     assert states[0] == states[1]
 
 

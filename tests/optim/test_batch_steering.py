@@ -90,10 +90,10 @@ def test_a_gradient_scaler_divides_out():
 
 
 def test_it_is_saved_and_resumed():
-    _, _, _, steering, _ = run(OPTIMIZERS["SGD"], "norm_test")
+    _, _, _, steering, _ = run(OPTIMIZERS["SGD"], "noise_scale")
     saved = pickle.loads(pickle.dumps(steering.state_dict()))
     net = model()
-    fresh = fisheropt.BatchSteering(net, OPTIMIZERS["SGD"](net), controller="norm_test")
+    fresh = fisheropt.BatchSteering(net, OPTIMIZERS["SGD"](net), controller="noise_scale")
     fresh.load_state_dict(saved)
     assert fresh.report().groups[0].noise_trace == steering.report().groups[0].noise_trace
 
@@ -118,6 +118,39 @@ def test_what_it_cannot_serve_is_refused():
         fisheropt.BatchSteering(net, optimizer, sampler=sampler)
     with pytest.raises(ValueError, match="twice"):
         fisheropt.BatchSteering(net, fisheropt.AdaptiveBatchSGD(net, lr=0.1))
+    with pytest.raises(ValueError, match="AdaptiveBatchSGD"):
+        fisheropt.BatchSteering(net, optimizer, controller="cabs")
     fisheropt.BatchSteering(net, optimizer)
     with pytest.raises(RuntimeError, match="step\\(closure\\)"):
         optimizer.step(lambda: None)
+
+
+def test_decoupled_weight_decay_is_no_gradient():
+    """AdamW decays its weights by itself: the signal is that of the loss, SGD's that of the loss with decay."""
+    heard = {}
+    for name, make in (("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)):
+        net, controller = model(), Scripted()
+        optimizer = make(net.parameters(), lr=0.1, weight_decay=0.5)
+        fisheropt.BatchSteering(net, optimizer, controller=controller)
+        x, y = data().tensors
+        F.binary_cross_entropy_with_logits(net(x).squeeze(1), y).backward()
+        squared = sum((p.grad + 0.5 * p.detach() * (name == "SGD")).square().sum() for p in net.parameters())
+        optimizer.step()
+        (reading, _) = controller.heard[0]
+        heard[name] = float(squared - reading.noise / SAMPLES) - reading.signal
+    assert heard == pytest.approx({"SGD": 0.0, "AdamW": 0.0}, abs=1e-9)
+
+
+def test_a_step_that_raises_leaves_the_learning_rate():
+    net = model()
+    optimizer = OPTIMIZERS["SGD"](net)
+    fisheropt.BatchSteering(net, optimizer, controller=Scripted(lr_factor=0.5), every=1)
+    x, y = data().tensors
+    for _ in range(3):
+        F.binary_cross_entropy_with_logits(net(x).squeeze(1), y).backward()
+        optimizer.param_groups[0]["momentum"] = "no number" if _ == 1 else 0.5
+        try:
+            optimizer.step()
+        except (TypeError, ValueError):
+            continue
+    assert optimizer.param_groups[0]["lr"] == 0.2

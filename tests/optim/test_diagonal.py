@@ -96,6 +96,24 @@ def test_a_step_is_no_longer_than_one_however_small_the_moments():
         assert F.cross_entropy(model(x), y) < 2.5  # 80 without the bound
 
 
+def test_noise_that_shrinks_is_followed():
+    """G falls to a hundredth, as where a fit improves: 25 readings later little of the old is left, in traces as in moments.
+
+    It would be a fourth with a memory that grew all the while.
+    """
+    case = CASES["mlp"]()
+    optimizer = diagonal(case, every=1)
+    for reading in range(50):
+        (case.loss() * (1.0 if reading < 25 else 0.1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if reading == 24:
+            old = float(optimizer.param_groups[0]["traces"].sum())
+    moments = sum(float(optimizer.state[p]["moments"].sum()) for p in case.model.parameters())
+    assert moments == pytest.approx(float(optimizer.param_groups[0]["traces"].sum()))
+    assert 0.01 * old < moments < 0.12 * old
+
+
 def test_copies_and_pickles_go_on_alike():
     case = CASES["mlp"]()
     optimizer = diagonal(case)

@@ -63,6 +63,20 @@ def test_the_diagonal_step_is_the_formula():
     torch.testing.assert_close(moved, direction / excess, rtol=1e-8, atol=1e-10)
 
 
+def test_the_first_turn_keeps_what_is_known_of_h_and_of_g():
+    """With tr G far from tr H each has its own sum in the new basis, along products of the factors' eigenvalues."""
+    _, h, g, _, optimizer = bernoulli("kronecker")
+    assert abs(float(g.trace() / h.trace()) - 1) > 0.3
+    weight, bias = optimizer.param_groups[0]["params"]
+    own, factor = optimizer.state[weight], h[:4, :4]
+    torch.testing.assert_close(own["right_factor"], factor, rtol=1e-8, atol=1e-10)
+    values = torch.linalg.eigvalsh(factor)
+    torch.testing.assert_close(own["moments"].flatten(), values, rtol=1e-8, atol=1e-10)
+    expected = values * (g[:4, :4].trace() / factor.trace())
+    torch.testing.assert_close(own["noise"].flatten(), expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(optimizer.state[bias]["noise"].sum(), g[4, 4], rtol=1e-8, atol=1e-10)
+
+
 def test_a_step_is_measured_in_the_curvature():
     """At a learning rate without measure the step is 1 long in H + ρ, √(2 KL) to second order, and not in P⁻¹."""
     case = CASES["mlp"]()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fisheropt
 from fisheropt.persample import Dense, Outer, Rows, Tied
@@ -150,6 +151,46 @@ def test_the_sum_of_the_moments_survives_each_turn():
     torch.testing.assert_close(sums, group["traces"])
     traces = torch.stack([optimizer.state[p]["left_factor"].trace() for p in case.model.parameters()])
     torch.testing.assert_close(traces, group["traces"])
+
+
+def test_momentum_is_shortened_when_steps_prove_too_long():
+    """κ divides all of a step: what momentum holds of steps that a smaller κ has made is divided by the rest of it."""
+    case = CASES["mlp"]()
+    optimizer = kronecker(case, momentum=0.9, damping=0.5)
+    for _ in range(3):
+        step(case, optimizer)
+    group, risen = optimizer.param_groups[0], 0
+    for factor in (3.0, 1.0, 4.0, 1.0):
+        old, before = group["excess"], {p: optimizer.state[p]["momentum_buffer"].clone() for p in group["params"]}
+        (factor * case.loss()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        share = min(1.0, old / group["excess"])
+        risen += share < 1
+        for p, buffer in before.items():
+            own = optimizer.state[p]
+            torch.testing.assert_close(own["momentum_buffer"], 0.9 * share * buffer + own["direction"], **EXACT)
+    assert 0 < risen < 4
+
+
+def test_momentum_does_not_run_away_on_a_convolution():
+    """The loss rose from 2.3 to 88 while momentum went on with steps that a later reading had found too long."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    prototypes = torch.randn(10, 1, 12, 12, generator=generator)
+    y = torch.randint(0, 10, (512,), generator=generator)
+    x = prototypes[y] + torch.randn(512, 1, 12, 12, generator=generator)
+    first = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*first, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 10))
+    options = {"structure": "kronecker", "likelihood": "categorical"}
+    optimizer = fisheropt.GodambeSGD(model, lr=0.03, momentum=0.9, **options)
+    for _ in range(40):
+        chosen = torch.randint(0, 512, (32,), generator=generator)
+        F.cross_entropy(model(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        assert F.cross_entropy(model(x), y) < 1.5
 
 
 def test_the_report_says_what_is_kept():

@@ -256,7 +256,8 @@ def test_temperatures_of_the_report():
     assert group["temperature_momentum"] == pytest.approx(0.2 / 0.5 / 24)
     assert group["temperature_finite"] == pytest.approx(0.2 / 0.5 / 24 * (1 - 24 / SAMPLES))
     assert group["noise_floor"] == pytest.approx(group["temperature_momentum"] / 4 * group["noise_trace"])
-    assert group["noise_floor_se"] > 0 and group["serial_steps"] == 8 and group["samples_used"] == 2 * SAMPLES
+    assert group["noise_floor_se"] == pytest.approx(group["temperature_momentum"] / 4 * group["noise_trace_se"])
+    assert group["serial_steps"] == 8 and group["samples_used"] == 2 * SAMPLES
 
 
 def test_a_reshuffled_floor_is_below_that_of_fresh_samples():
@@ -315,3 +316,111 @@ def test_godambe_sgd_with_go_f_is_adaptive_batch_sgd_in_the_metric():
 def test_a_running_gain_is_not_steered_as_well():
     with pytest.raises(ValueError, match="gain='constant'"):
         fisheropt.GodambeSGD(model(), lr=1.0, gain="running", controller="go_f")
+
+
+def test_the_loaders_size_is_told():
+    controller = Scripted()
+    train(controller=controller, epochs=1)
+    assert all(moment.data_size == SAMPLES for _, moment in controller.heard)
+
+
+def test_batches_that_a_loop_accumulates_are_counted():
+    """Two batches a step, the second without a word to the sampler: size, samples and temperature are those of both."""
+    net, samples, controller = model(), data(), Scripted()
+    sampler = fisheropt.AdaptiveBatchSampler(samples, 12, seed=3)
+    optimizer = fisheropt.AdaptiveBatchSGD(net, lr=0.2, sampler=sampler, controller=controller, every=2)
+    for turn, (x, y) in enumerate(DataLoader(samples, batch_sampler=sampler)):
+        (F.binary_cross_entropy_with_logits(net(x).squeeze(1), y) / 2).backward()
+        if turn % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [moment.batch_size for _, moment in controller.heard] == [24] * 4
+    assert controller.heard[-1][1].samples == sampler.samples_seen == SAMPLES
+    assert optimizer.report().as_dict()["groups"][0]["temperature_momentum"] == pytest.approx(0.2 / 24)
+
+
+def test_a_sampler_that_nobody_draws_from_is_named():
+    net, samples = model(), data()
+    sampler = fisheropt.AdaptiveBatchSampler(samples, 24)
+    optimizer = fisheropt.AdaptiveBatchSGD(net, lr=0.2, sampler=sampler, controller="fixed")
+    with pytest.raises(RuntimeError, match="batch_sampler=sampler"):
+        for _ in range(12):
+            for x, y in DataLoader(samples, batch_size=24):
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(net(x).squeeze(1), y).backward()
+                optimizer.step()
+
+
+def test_a_short_batch_keeps_the_step_where_the_step_is_the_users():
+    """100 samples in batches of 32: with a fixed size the last 4 take a whole step, as torch.optim.SGD's do."""
+    found = []
+    for ours in (True, False):
+        net, (x, y) = model(), data().tensors
+        samples = TensorDataset(torch.cat([x, x[:4]]), torch.cat([y, y[:4]]))
+        sampler = fisheropt.AdaptiveBatchSampler(samples, 32, seed=3)
+        given = {"sampler": sampler, "controller": "fixed"} if ours else {}
+        make = fisheropt.AdaptiveBatchSGD if ours else torch.optim.SGD
+        optimizer = make(net if ours else net.parameters(), lr=0.2, **given)
+        for a, b in DataLoader(samples, batch_sampler=sampler):
+            F.binary_cross_entropy_with_logits(net(a).squeeze(1), b).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_without_a_sampler_steps_are_whole():
+    whole, said = model(), model()
+    x, y = data().tensors
+    first = torch.optim.SGD(whole.parameters(), lr=0.2)
+    second = fisheropt.AdaptiveBatchSGD(said, lr=0.2, controller=Scripted((48.0,)), every=1)
+    for net, optimizer in ((whole, first), (said, second)):
+        for batch, target in zip(x.split(24), y.split(24), strict=True):
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(net(batch).squeeze(1), target).backward()
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), said.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["go_f", "norm_test", "inner_product"])
+def test_rules_for_a_metric_are_refused_without_one(name):
+    with pytest.raises(ValueError, match="metric="):
+        fisheropt.AdaptiveBatchSGD(model(), lr=0.1, controller=name)
+
+
+def test_a_state_of_another_controller_is_refused():
+    saved = fisheropt.AdaptiveBatchSGD(model(), lr=0.1, controller="noise_scale").state_dict()
+    with pytest.raises(ValueError, match="controller='noise_scale'"):
+        fisheropt.AdaptiveBatchSGD(model(), lr=0.1, controller="certified").load_state_dict(saved)
+    fisheropt.AdaptiveBatchSGD(model(), lr=0.1, controller="noise_scale").load_state_dict(saved)
+
+
+def test_a_loss_scale_that_moves_between_parts_voids_the_reading_and_not_the_step():
+    whole, _, _ = train(controller=Scripted())
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+    controller = Scripted()
+    parts, optimizer, _ = train(8, controller=controller, scaler=scaler)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-8)
+    assert all(reading is None for reading, _ in controller.heard) and optimizer.report().measurements == 0
+
+
+def test_the_loss_of_parts_is_their_mean():
+    controller, losses = Scripted(wants=frozenset({"loss"})), []
+    net, samples = model(), data()
+    sampler = fisheropt.AdaptiveBatchSampler(samples, 24, device_batch_size=8, seed=3)
+    optimizer = fisheropt.AdaptiveBatchSGD(net, lr=0.0, sampler=sampler, controller=controller)
+    for x, y in DataLoader(samples, batch_sampler=sampler):
+        loss = F.binary_cross_entropy_with_logits(net(x).squeeze(1), y)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step(lambda held=loss: held)
+        optimizer.zero_grad()
+    assert [moment.loss for _, moment in controller.heard] == pytest.approx(
+        [sum(losses[i : i + 3]) / 3 for i in range(0, 12, 3)]
+    )
+
+
+def test_dampening_is_in_the_temperature():
+    _, optimizer, _ = train(controller="fixed", momentum=0.5, dampening=0.5)
+    assert optimizer.report().as_dict()["groups"][0]["temperature_momentum"] == pytest.approx(0.2 / 24)

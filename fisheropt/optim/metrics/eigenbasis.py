@@ -67,6 +67,14 @@ class Held:
             held = self.own[key]
             held.lerp_(value.reshape(held.shape).to(held), share)
 
+    def shorten(self, factor: float) -> None:
+        """Scale the steps that momentum has added up."""
+        held = self.own.get("momentum_buffer")
+        if isinstance(held, Tensor) and held.requires_grad:  # of differentiable=True
+            self.own["momentum_buffer"] = held * factor
+        elif isinstance(held, Tensor):
+            held.mul_(factor)  # in place, where a step that is not finite is undone
+
     def turn(self, found: dict[str, tuple[Tensor, Tensor]], first: bool) -> None:
         """Take new bases over, and the moments into them.
 

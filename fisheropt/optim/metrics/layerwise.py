@@ -75,7 +75,7 @@ class Layerwise(Structure):
             step += 3 * one
             extra += (2 * one + turns) * (2 if likelihood else 1) + turns + (one if likelihood else 0)
             extra += _EIGEN * sum(side**3 for side in rotated) / _READINGS
-        return math.ceil(extra / step / group["overhead"])
+        return math.ceil(extra / max(step, 1.0) / group["overhead"])
 
     def aim(self, group: Group, tap: Tap, state: State, due: bool) -> None:
         held = self._held(group, tap, state)
@@ -133,7 +133,11 @@ class Layerwise(Structure):
         if not float(believed + ridge) > 0:
             return
         ratio = float((found[0, 0] + ridge) / (believed + ridge))
-        group["excess"] = max(1.0, ratio, _FADE * group["excess"])
+        excess = max(1.0, ratio, _FADE * group["excess"])
+        if group["compared"] and excess > group["excess"]:  # what momentum holds was too long as well
+            for part in held.values():
+                part.shorten(group["excess"] / excess)
+        group["excess"] = excess
         group["compared"] += 1.0
 
     def _damp(self, group: Group, tap: Tap) -> None:
