@@ -88,7 +88,6 @@ def entrants() -> list[Entrant]:
         Entrant("SOAP (pytorch-optimizer)", "peer", soap, 1e-3, 1.0, "pytorch_optimizer"),
         Entrant("SINGD", "peer", singd, 1e-3, 1.0, "singd", tracks=("one_pass", "epochs", "networks")),
         Entrant("GodambeSGD", "ours", godambe, 1.0, 1.0, "fisheropt", tuned=False, tracks=smooth),
-        Entrant("GodambeSGD, every='auto'", "ours", sparing, 1.0, 1.0, "fisheropt", tuned=False, tracks=smooth),
         Entrant("GodambeSGD, tuned", "ours", godambe, 0.1, 1.0, "fisheropt", tracks=smooth),
         Entrant("GodambeSGD, low rank", "ours", lowrank, 0.01, 1.0, "fisheropt", tracks=("networks",)),
         Entrant("GodambeSGD, kronecker", "ours", kronecker, 1e-3, 1.0, "fisheropt", tracks=("networks",)),
@@ -163,11 +162,6 @@ def singd(model: nn.Module, lr: float, case: Case) -> Sequence[Optimizer]:
 
 def godambe(model: nn.Module, lr: float, case: Case) -> Sequence[Optimizer]:
     """The setting that the documentation gives for a running gain, the same on every convex set and mixture."""
-    return [GodambeSGD(model, lr, every=1, **_running(case))]
-
-
-def sparing(model: nn.Module, lr: float, case: Case) -> Sequence[Optimizer]:
-    """The same, measuring in the first ten steps and in every tenth."""
     return [GodambeSGD(model, lr, **_running(case))]
 
 
