@@ -16,15 +16,8 @@ from fisheropt.inference import SandwichCovariance, sandwich
 from fisheropt.likelihoods import Categorical, Gaussian
 from fisheropt.theory import sandwich as theory
 from tests import oracle
+from tests.cases import Case
 from tests.inference.fits import features, fitted, linear, responses
-
-
-class Case:
-    """What the oracle wants."""
-
-    def __init__(self, model: nn.Module, batch: Any, losses: Any) -> None:
-        self.model, self.batch = model, batch
-        self.losses = losses
 
 
 def test_network_equals_the_oracle(network: Any) -> None:

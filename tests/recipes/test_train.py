@@ -291,7 +291,7 @@ def wait_for_checkpoints(folder: Path, run: int, more: int) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(("optimizer", "epochs", "every"), [("fisher_floor", 20, 2), ("adaptive_batch", 3, 5)])
+@pytest.mark.parametrize(("optimizer", "epochs", "every"), [("fisher_floor", 20, 2), ("adaptive_batch", 20, 2)])
 def test_killed_five_times_the_result_is_the_same(
     tmp_path: Path, command_line: CommandLine, optimizer: str, epochs: int, every: int
 ) -> None:
