@@ -111,7 +111,7 @@ class BatchSteering:
         first = optimizer.param_groups[0]
         for group in self._watch.param_groups:
             group["lr"], group["momentum"] = number(first["lr"]), float(first.get("momentum", 0.0))
-            group["weight_decay"] = 0.0 if "betas" in first else float(first.get("weight_decay", 0.0))
+            group["weight_decay"] = _coupled_decay(first)
             group["dampening"] = float(first.get("dampening", 0.0))
         self._restore(optimizer)  # where the last step has raised
         self._watch.watch(_scale_of(optimizer))
@@ -128,6 +128,12 @@ class BatchSteering:
         for group, lr in zip(optimizer.param_groups, self._held, strict=False):
             group["lr"] = lr
         self._held = []
+
+
+def _coupled_decay(group: dict[str, Any]) -> float:
+    """λ where it is added to the gradient; 0 where weights decay beside it, as AdamW's do."""
+    decoupled = group.get("decoupled_weight_decay", "betas" in group)
+    return 0.0 if decoupled else float(group.get("weight_decay", 0.0))
 
 
 def _scale_of(optimizer: Optimizer) -> LossScale:

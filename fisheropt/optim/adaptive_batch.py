@@ -148,17 +148,20 @@ class AdaptiveBatchSGD(SteeredOptimizer):
     def _noise(self, group: Group, reading: Reading, decay: float) -> GradientNoise | None:
         return gradient_noise(group, reading, self._tap_of(group), decay)
 
-    def _in_metric(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _preconditioned(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         if not group["metric_ready"]:
-            return gradients, gradients
+            return gradients
         inverse, watched = group["metric_inverse"], list(self._tap_of(group).parameters.values())
         gradient = flat.laid(watched, parameters, gradients, inverse)
+        return flat.parted(inverse @ gradient, watched, parameters, gradients)
+
+    def _rooted(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        if not group["metric_ready"]:
+            return gradients
+        inverse, watched = group["metric_inverse"], list(self._tap_of(group).parameters.values())
         if self._root is None or self._root[0] is not inverse:  # the metric is renewed at measurements only
             self._root = inverse, torch.linalg.cholesky(inverse)
-        root = self._root[1].T @ gradient
-        return flat.parted(inverse @ gradient, watched, parameters, gradients), [root]
+        return [self._root[1].T @ flat.laid(watched, parameters, gradients, inverse)]
 
     def _direction(self, group: Group, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         watched = list(self._tap_of(group).parameters.values())

@@ -129,6 +129,11 @@ class GodambeSGD(SteeredOptimizer):
         metrics.check_rank(rank, largest_rank)
         gains.check(data_size)
         steering = Steering("GodambeSGD", controller, sampler, budget, advise, metric is not None)
+        if steering.wants("drift"):
+            raise ValueError(
+                f"GodambeSGD(controller={steering.name!r}) would need the step before it is made; write "
+                f"AdaptiveBatchSGD(model, metric='curvature', controller={steering.name!r})"
+            )
         if gain == "running" and steering.name not in (None, "fixed") and not advise:
             raise ValueError(
                 f"GodambeSGD(gain='running', controller={steering.name!r}) would lower the temperature twice, by step and "
@@ -216,14 +221,6 @@ class GodambeSGD(SteeredOptimizer):
             return gradient_noise(group, reading, tap, decay)
         squared, noise = self._latest_in_metric
         return GradientNoise(squared - noise, noise * reading.count, float("nan"), reading.count)
-
-    def _in_metric(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        if not group["metric_ready"]:
-            return gradients, gradients
-        tap = self._tap_of(group)
-        return metrics.of(tap).apply(group, tap, self.state, 1.0, parameters, gradients), gradients
 
     def _active(self, group: Group) -> bool:
         return bool(group["metric_ready"]) or group["share"] != 1

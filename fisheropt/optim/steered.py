@@ -109,11 +109,13 @@ class SteeredOptimizer(FisherOptimizer):
             decay: what weight decay adds to the gradient's squared norm.
         """
 
-    @abstractmethod
-    def _in_metric(
-        self, group: Group, parameters: list[Tensor], gradients: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """P g, in the shapes of the parameters, and P^½ g in any."""
+    def _preconditioned(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """P g, in the shapes of the parameters; here of P = I."""
+        return gradients
+
+    def _rooted(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """P^½ g in any shape; here of P = I."""
+        return gradients
 
     @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
     def _incomplete(self, scale: LossScale, loss: Any) -> bool:
@@ -150,10 +152,9 @@ class SteeredOptimizer(FisherOptimizer):
 
     def remove(self) -> None:
         """Take all hooks off the model; nothing is measured any more."""
-        for index, tap in enumerate(self._taps):
+        for tap in self._taps:
             if tap is not None:
                 tap.remove()
-            self._taps[index] = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and the readings that their backward has left, but between the parts of one batch."""
@@ -198,14 +199,13 @@ class SteeredOptimizer(FisherOptimizer):
         A parameter without a gradient has zeros, so that all others keep their places in the sketch.
         """
         parameters = list(group["params"])
-        step, root = self._in_metric(group, parameters, self._with_decay(group, parameters, scale))
+        gradients = self._with_decay(group, parameters, scale)
         if self._steering.wants("sketches"):
-            history.add(group, _sketch(root))
+            history.add(group, _sketch(self._rooted(group, parameters, gradients)))
             return {"sketches": history.Ring(group)}
-        products = [
-            (p * d).sum() - rate(group) * group["factor"] / 2 * d.square().sum()
-            for p, d in zip(parameters, step, strict=True)
-        ]
+        half = rate(group) * group["factor"] / 2
+        step = self._preconditioned(group, parameters, gradients)
+        products = [(p * d).sum() - half * d.square().sum() for p, d in zip(parameters, step, strict=True)]
         return {"drift": float(torch.stack([x.double() for x in products]).sum())}
 
     def _with_decay(self, group: Group, parameters: list[Tensor], scale: LossScale) -> list[Tensor]:

@@ -32,6 +32,7 @@ def details(group: Group, steering: Steering) -> dict[str, Any]:
     data = None if steering.sampler is None else steering.sampler.data_size
     tau = lr / batch
     trace, error = _trace(group)
+    shuffled = _reshuffled(group, lr, batch, data)
     return {
         "controller": group["controller"],
         "proposed_batch_size": group["proposed_batch_size"],
@@ -40,7 +41,8 @@ def details(group: Group, steering: Steering) -> dict[str, Any]:
         "temperature_finite": None if data is None or not lr else temperature(lr, min(batch, data), n=data),
         "noise_floor": tau / 4 * trace,
         "noise_floor_se": tau / 4 * error,
-        "noise_floor_epoch_end": _reshuffled(group, lr, batch, data) * tau / 4 * trace,
+        "noise_floor_epoch_end": shuffled * tau / 4 * trace,
+        "noise_floor_epoch_end_se": shuffled * tau / 4 * error,
         "serial_steps": group["steps"],
         "samples_used": group["samples"] if steering.sampler is None else float(steering.sampler.samples_seen),
         "batch_changes": group["changed"],

@@ -14,6 +14,7 @@ from fisheropt.optim import subspace
 from tests.cases import CASES
 from tests.optim.candidates import Candidate
 from tests.optim.contract import ranks
+from tests.optim.layerwise_oracle import step, vector
 from tests.oracle import covariance, flattened, per_sample_gradients
 
 SIZE, SAMPLES, RANK, FRESH = 120, 96, 8, 4
@@ -88,16 +89,6 @@ def test_few_directions_leave_the_others_zero():
     ritz = subspace.power(along, torch.zeros(5), {"p": along["p"] @ (x.T @ x)}, 1.0, 4)
     torch.testing.assert_close(ritz.eigenvalues[:2].sum(), x.square().sum())
     assert ritz.eigenvalues[2:].abs().max() == 0 and ritz.basis["p"][2:].abs().max() == 0
-
-
-def vector(model):
-    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-
-
-def step(case, optimizer):
-    case.loss().backward()
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def basis(optimizer):

@@ -264,6 +264,8 @@ def test_a_reshuffled_floor_is_below_that_of_fresh_samples():
     _, optimizer, _ = train(controller="fixed", metric="fisher")
     group = optimizer.report().as_dict()["groups"][0]
     assert 0 < group["noise_floor_epoch_end"] < group["noise_floor"]
+    relative = group["noise_floor_se"] / group["noise_floor"]
+    assert group["noise_floor_epoch_end_se"] == pytest.approx(relative * group["noise_floor_epoch_end"])
 
 
 def test_the_certificate_is_in_the_report():
@@ -424,3 +426,8 @@ def test_the_loss_of_parts_is_their_mean():
 def test_dampening_is_in_the_temperature():
     _, optimizer, _ = train(controller="fixed", momentum=0.5, dampening=0.5)
     assert optimizer.report().as_dict()["groups"][0]["temperature_momentum"] == pytest.approx(0.2 / 24)
+
+
+def test_the_step_of_godambe_sgd_is_not_known_before_it_is_made():
+    with pytest.raises(ValueError, match="AdaptiveBatchSGD"):
+        fisheropt.GodambeSGD(model(), lr=0.1, controller="sasa")
