@@ -55,5 +55,5 @@ $(VENV)/.recipes: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.recipes
 	@echo "installing the test, docs and dev tools into $(VENV)"
-	@$(INSTALL) --no-build-isolation --editable '.[recipes,test,docs,dev]'
+	@$(INSTALL) --no-build-isolation --editable '.[recipes,launchers,test,docs,dev]'
 	@touch $@

@@ -1,0 +1,1 @@
+"""Σₙ hₙ, Σₙ hₙ² and ‖hₙ‖² from the same hₙ = Σₜ gₙₜ aₙₜᵀ, which never leave the chip."""
