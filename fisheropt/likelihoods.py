@@ -21,13 +21,16 @@ from torch import Tensor
 from fisheropt.theory.envelopes import leading_vectors, low_rank_factor
 from fisheropt.theory.simplex import core
 
+_WIDE = 4  # bytes of float32
+
 
 @dataclass(frozen=True)
 class Likelihood(ABC):
     """A negative log-likelihood of the model's output, whose mean over samples is the loss.
 
     Its scale matters, as H is taken from the likelihood and the gradient from the loss: for "gaussian" the loss is
-    `F.mse_loss(...) / 2`, summed over outputs; labels of one sample are summed, samples averaged.
+    `F.mse_loss(...) / 2`, summed over outputs; labels of one sample are summed, samples averaged. An optimizer that is given
+    "categorical" takes the loss for F.cross_entropy's mean over all labels, of sequences too.
     """
 
     @abstractmethod
@@ -36,6 +39,9 @@ class Likelihood(ABC):
 
     def cotangent(self, logits: Tensor, seed: int) -> Tensor:
         """B(z)ξ with Rademacher signs of its own, drawn from `seed` and from no global generator."""
+        if logits.ndim == 2 and logits.shape[1] == 1:  # of one number only the square is used
+            z = logits if logits.dtype.itemsize >= _WIDE else logits.float()
+            return self.factor(z, torch.ones_like(z)).to(logits.dtype)
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, logits.shape, generator=generator).to(logits.device, torch.float32) * 2 - 1
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -49,9 +55,11 @@ class Categorical(Likelihood):
 
     Args:
         dim: the axis of the classes; None takes the last, for logits of at most three axes.
+        averaged: whether the loss of a sample is the mean over its labels, and not their sum.
     """
 
     dim: int | None = None
+    averaged: bool = False
 
     def axis(self, logits: Tensor) -> int:
         """The axis of the classes."""
@@ -62,11 +70,16 @@ class Categorical(Likelihood):
             )
         return -1 if self.dim is None else self.dim
 
+    def scale(self, logits: Tensor) -> float:
+        """1/√T where the loss of a sample is the mean over its T labels, so that I becomes their mean."""
+        labels = logits[0].numel() // logits.shape[self.axis(logits)] if logits.ndim > 1 and len(logits) else 1
+        return labels**-0.5 if self.averaged else 1.0
+
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
         dim = self.axis(logits)
         p = logits.softmax(dim)
         u = p.sqrt() * signs
-        return u - p * u.sum(dim, keepdim=True)
+        return self.scale(logits) * (u - p * u.sum(dim, keepdim=True))
 
 
 @final
@@ -75,7 +88,7 @@ class Bernoulli(Likelihood):
     """One logit a label, also several labels: I = diag(σ(1-σ)). With one logit a sample no randomness is left."""
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        return (logits.sigmoid() * (-logits).sigmoid()).sqrt() * signs
+        return signs / (logits * 0.5).cosh().mul_(2)  # √(σ(z)σ(-z)), where both would round to 0 or 1 too
 
 
 @final
@@ -145,12 +158,12 @@ def _(likelihood: Categorical, logits: Tensor, signs: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(core(logits.movedim(dim, -1).softmax(-1)))
     roots = values.clamp(min=0).sqrt()
     roots[..., 0] = 0
-    return (vectors @ (roots * signs.movedim(dim, -1))[..., None])[..., 0].movedim(-1, dim)
+    return likelihood.scale(logits) * (vectors @ (roots * signs.movedim(dim, -1))[..., None])[..., 0].movedim(-1, dim)
 
 
 @upper_factor.register
 def _(likelihood: Categorical, logits: Tensor, signs: Tensor) -> Tensor:
-    return logits.softmax(likelihood.axis(logits)).sqrt() * signs
+    return likelihood.scale(logits) * logits.softmax(likelihood.axis(logits)).sqrt() * signs
 
 
 @lower_factor.register
@@ -159,7 +172,7 @@ def _(likelihood: Categorical, logits: Tensor, signs: Tensor, rank: int) -> Tens
     p = logits.movedim(dim, -1).softmax(-1)
     rank = min(rank, p.shape[-1])
     factor = low_rank_factor(p, leading_vectors(p, rank))
-    return (factor @ signs.movedim(dim, -1)[..., :rank, None])[..., 0].movedim(-1, dim)
+    return likelihood.scale(logits) * (factor @ signs.movedim(dim, -1)[..., :rank, None])[..., 0].movedim(-1, dim)
 
 
 @eigen_factor.register(Bernoulli)
@@ -210,3 +223,9 @@ def resolve(likelihood: Likelihood | str | None) -> Likelihood | None:
     if likelihood not in _NAMED:
         raise ValueError(f"likelihood={likelihood!r} is not known; write one of {sorted(_NAMED)}")
     return _NAMED[likelihood]
+
+
+def of_loss(likelihood: Likelihood | str | None) -> Likelihood | None:
+    """The likelihood whose negative logarithm torch's loss of that name is: of "categorical" the mean over all labels."""
+    found = resolve(likelihood)
+    return Categorical(averaged=True) if likelihood == "categorical" else found

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from fisheropt.likelihoods import Likelihood, resolve
+from fisheropt.likelihoods import Likelihood, of_loss
 from fisheropt.optim import critical
 from fisheropt.optim.floor.exact import core, evaluating
 from fisheropt.optim.floor.penalty import automatic_weight
@@ -62,7 +62,7 @@ class FisherFloorPenalty:
         for name, value in (("floor", floor), ("weight", weight)):
             if value != "auto" and (isinstance(value, str) or not 0 < value < float("inf")):
                 raise ValueError(f"FisherFloorPenalty({name}={value!r}): write 'auto' or a number > 0")
-        head = resolve(likelihood)
+        head = of_loss(likelihood)
         if head is None:
             raise ValueError(
                 "FisherFloorPenalty(likelihood=None): write likelihood='categorical' or that of the output"

@@ -35,7 +35,7 @@ class Sampled(Likelihood):
 def _score(likelihood: Likelihood, logits: Tensor, generator: torch.Generator) -> Tensor:
     match likelihood:
         case Categorical(dim):
-            return _categorical(logits, -1 if dim is None else dim, generator)
+            return likelihood.scale(logits) * _categorical(logits, -1 if dim is None else dim, generator)
         case Bernoulli():
             p = logits.sigmoid()
             return torch.bernoulli(p, generator=generator) - p

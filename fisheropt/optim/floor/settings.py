@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisheropt.likelihoods import Likelihood, resolve
+from fisheropt.likelihoods import Likelihood, of_loss
 from fisheropt.optim.floor import MODES
 from fisheropt.optim.floor.exact import Exact
 from fisheropt.optim.floor.penalty import automatic_weight
 from fisheropt.optim.floor.sampled import Sampled
 from fisheropt.optim.group import Group
+from fisheropt.taps.shards import cut
 from fisheropt.theory.penalty import resolve as resolve_psi
 
 FISHERS = ("auto", "hutchinson", "exact", "sampled")
@@ -62,7 +63,7 @@ def _positive(value: Any) -> bool:
 
 def drawn(likelihood: Likelihood | str | None, group: Group) -> Likelihood | None:
     """What the backward that measures the model Fisher starts from; None where there is none or jvps take its place."""
-    head = None if is_exact(group) else resolve(likelihood)
+    head = None if is_exact(group) else of_loss(likelihood)
     return Sampled(head) if head is not None and group["fisher"] == "sampled" else head
 
 
@@ -97,11 +98,17 @@ def exact(model: object, likelihood: Likelihood | str | None, group: Group) -> E
     wanting = [what for what, given in asked if given]
     if not wanting:
         return None
-    head = resolve(likelihood)
+    head = of_loss(likelihood)
     if not isinstance(model, nn.Module) or head is None:
         raise ValueError(
             f"FisherFloorSGD({wanting[0]}) needs the information at points of its own choosing, from the model and its "
             f"likelihood: write FisherFloorSGD(model, {wanting[0]}, likelihood='categorical')"
+        )
+    if cut(model.parameters()):
+        raise TypeError(
+            f"FisherFloorSGD({wanting[0]}) computes information by jvps of the model, and cannot where fully_shard has cut "
+            f"its parameters; write mode='anchor' or mode='metric' with fisher='hutchinson', or train with "
+            f"DistributedDataParallel"
         )
     if MODES[group["mode"]].exact and not is_exact(group):
         raise ValueError(

@@ -19,6 +19,7 @@ from fisheropt.optim.tracking import watched
 from fisheropt.persample import Dense
 from fisheropt.taps import Tap
 from fisheropt.taps.reduce import ranks, reduce_sum
+from fisheropt.taps.shards import laid_out, part_of, total
 
 _DEPENDENT = 1e-6  # of the largest eigenvalue of K
 _ORTHONORMAL = 1e-5  # in the precision of float32 parameters
@@ -43,17 +44,17 @@ class Watch:
     def coordinates(self, vectors: Mapping[int, Tensor] | None = None) -> Tensor:
         """Qᵀθ, [k]; of other vectors in place of the parameters, by identity, where one is missing it is zero."""
         shares = [
-            Dense(p.unsqueeze(0) if vectors is None else vectors[i].unsqueeze(0)).project(d)[0].double()
+            Dense(laid_out(p if vectors is None else vectors[i]).unsqueeze(0)).project(d)[0].double()
             for i, (p, d) in self.along.items()
             if vectors is None or i in vectors
         ]
-        return self.frame @ torch.stack(shares).sum(0)
+        return self.frame @ total(torch.stack(shares).sum(0), (p for p, _ in self.along.values()))
 
     def add(self, coefficients: Tensor, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         """The gradients plus Q c."""
         c = self.frame @ coefficients
         return [
-            g + self.along[id(p)][1].combine(c).reshape(p.shape).to(g.dtype) if id(p) in self.along else g
+            g + part_of(self.along[id(p)][1].combine(c).to(g.dtype), g) if id(p) in self.along else g
             for p, g in zip(parameters, grads, strict=True)
         ]
 
