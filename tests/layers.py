@@ -43,11 +43,12 @@ MARGINS = {
 TRANSPOSED = {"wider": {"stride": 2, "output_padding": 1}, "far": {"dilation": 3, "stride": 2, "output_padding": 2}}
 
 
-def layer_case(name, layer, *inputs, written=None):
+def layer_case(name, layer, *inputs, written=None, among=LAYERS):
     """Enrols one layer under the name, with the squares of a random reading of its outputs as losses.
 
     `written` maps the layer to the same in operations that vmap knows.
     """
+    assert name not in among, name
 
     def build():
         torch.manual_seed(len(name))
@@ -61,7 +62,7 @@ def layer_case(name, layer, *inputs, written=None):
             twin._modules = {"layer": written(module)}
         return Case(model, tuple(made), squares, written=twin)
 
-    LAYERS[name] = build
+    among[name] = build
 
 
 def squares(model, *inputs):
@@ -139,7 +140,73 @@ class Attending(nn.Module):
         return self.attention(x, other, other, absent, need_weights=self.mask is None, attn_mask=self.mask)[0]
 
 
+class Recurring(nn.Module):
+    """A recurrent layer of which all steps, or the last layer's final states, are used."""
+
+    def __init__(self, recurrent, final=False):
+        super().__init__()
+        self.recurrent, self.final = recurrent, final
+
+    def forward(self, x):
+        output, states = self.recurrent(x)
+        states = states[0] if isinstance(states, tuple) else states
+        return states[-1] if self.final else output
+
+
+class Unrolled(nn.Module):
+    """The same by torch's cells, with the same names of parameters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        for name, p in layer.named_parameters():
+            self.register_parameter(name, p)
+        self.layers, self.ways, self.kind = layer.num_layers, 2 if layer.bidirectional else 1, type(layer)
+        self.size = layer.hidden_size
+
+    def forward(self, x):
+        final = []
+        for layer in range(self.layers):
+            outputs = []
+            for way in range(self.ways):
+                suffix = f"_l{layer}" + "_reverse" * way
+                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                weights = [getattr(self, name + suffix, None) for name in names]
+                h = c = x.new_zeros(len(x), self.size)
+                steps = []
+                for step in (x.flip(1) if way else x).unbind(1):
+                    if self.kind is nn.LSTM:
+                        h, c = torch.lstm_cell(step, (h, c), *weights)
+                    else:
+                        h = (torch.gru_cell if self.kind is nn.GRU else torch.rnn_tanh_cell)(step, h, *weights)
+                    steps.append(h)
+                final.append(h)
+                outputs.append(torch.stack(steps[::-1] if way else steps, 1))
+            x = torch.cat(outputs, 2)
+        return x, torch.stack(final)
+
+
+RECURRENT = {
+    "": {},
+    "deep": {"num_layers": 2, "bidirectional": True},
+    "unbiased": {"bias": False, "bidirectional": True},
+}
+for cell in (nn.RNN, nn.GRU, nn.LSTM):
+    for title, options in RECURRENT.items():
+        for final in (False, True):
+            layer_case(
+                f"{cell.__name__} {title}{' final' if final else ''}".strip(),
+                lambda cell=cell, options=options, final=final: Recurring(
+                    cell(4, 3, batch_first=True, **options), final
+                ),
+                numbers(6, 5, 4),
+                written=lambda layer: Recurring(Unrolled(layer.recurrent), layer.final),
+            )
 _convolutions()
+layer_case(
+    "Conv2d channels_last",
+    lambda: nn.Conv2d(4, 3, 3, padding=1).to(memory_format=torch.channels_last),
+    lambda: torch.randn(5, 4, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last),
+)
 layer_case("Conv2d wide", lambda: nn.Conv2d(12, 10, 3, stride=2), numbers(5, 12, 4, 4))
 layer_case("Conv2d point", lambda: nn.Conv2d(4, 3, 1), numbers(5, 4, 3, 3))
 layer_case("Conv2d uneven", lambda: nn.Conv2d(2, 3, (3, 2), (1, 2), (0, 1), (1, 2)), numbers(5, 2, 5, 6))

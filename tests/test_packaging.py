@@ -20,6 +20,7 @@ PACKAGE = ROOT / "fisheropt"
 FLOORS = {
     "batch_steering": 4,
     "kernels": 0,
+    "cost": 0,
     "theory": 0,
     "persample": 1,
     "directions": 1,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from fisheropt.cost import Ways
+from fisheropt.cost import convolved as works
 from fisheropt.directions import Directions
-from fisheropt.persample.base import PerSample, tile_of
+from fisheropt.persample.base import PerSample, beside_sum, inner, lengths
 from fisheropt.persample.outer import Outer
 
 
@@ -41,13 +43,26 @@ class Convolved(PerSample):
     x: Tensor
     kernel: torch.Size
     geometry: Geometry
+    ways: ClassVar[Mapping[str, Ways]] = works.WAYS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        positions, window, inputs = self.g.shape[2:].numel(), self.kernel[2:].numel(), self.x.shape[1:].numel()
+        outputs, features = self.kernel[0], self.kernel[1:].numel()
+        return self.samples, positions, outputs, features, self.geometry.groups, window, inputs
+
+    @property
+    def device(self) -> torch.device:
+        return self.g.device
 
     @property
     def samples(self) -> int:
         return self.g.shape[0]
 
     def to(self, dtype: torch.dtype) -> PerSample:
-        return Convolved(self.g.to(dtype), self.x.to(dtype), self.kernel, self.geometry)
+        if self.g.dtype is dtype and self.x.dtype is dtype:
+            return self
+        return replace(self, g=self.g.to(dtype), x=self.x.to(dtype))
 
     def sum(self) -> Tensor:
         return self._weight_gradient(self.g, self.x, self.kernel, self.geometry.groups)
@@ -55,17 +70,41 @@ class Convolved(PerSample):
     def square_sum(self) -> Tensor:
         return torch.stack([h.square().sum(0) for h in self.tiles()]).sum(0)
 
+    def squares_and_sum(self) -> tuple[Tensor, Tensor]:
+        found, total = beside_sum(self.tiles(), lambda h: h.square().sum(0))
+        return torch.stack(found).sum(0), total
+
     def squared_norms(self) -> Tensor:
-        positions, outputs, inputs = self.g[0, 0].numel(), self.kernel[0], self.kernel[1:].numel()
-        if self.geometry.groups == 1 and positions * (outputs + inputs) < outputs * inputs:
-            return torch.cat([part.unfolded().squared_norms() for part in self._parts(positions * inputs)])
-        return torch.cat([h.flatten(1).square().sum(1) for h in self.tiles()])
+        return self._norms(self.chosen("norms"))
+
+    def trace_and_sum(self) -> tuple[Tensor, Tensor]:
+        way = self.chosen("norms_and_sum")
+        if way != "formed":
+            return self._norms(way).sum(), self.sum()
+        found, total = beside_sum(self.tiles(), lambda h: inner(h, h))
+        return found[0] if len(found) == 1 else torch.stack(found).sum(), total
+
+    def _norms(self, way: str) -> Tensor:
+        if way == "formed":
+            return torch.cat([lengths(h) for h in self.tiles()])
+        way = "formed" if way == "patches" else way
+        numbers = self.g.shape[2:].numel() * self.kernel[1:].numel()
+        return torch.cat([replace(part.unfolded(), way=way).squared_norms() for part in self._parts(numbers)])
 
     def project(self, directions: Directions) -> Tensor:
+        if directions.kind in self.ways and self.chosen(directions.kind, directions.count) == "formed":
+            return torch.cat([directions.of_dense(h) for h in self.tiles()])
         return directions.of_implicit(self)
 
+    def project_and_sum(self, directions: Directions) -> tuple[Tensor, Tensor]:
+        quantity = f"{directions.kind}_and_sum"
+        if quantity not in self.ways or self.chosen(quantity, directions.count) != "formed":
+            return self.project(directions), self.sum()
+        found, total = beside_sum(self.tiles(), directions.of_dense)
+        return torch.cat(found), total
+
     def combine(self, weights: Tensor) -> Tensor:
-        parts = weights.to(self.g.dtype).split(tile_of(self.kernel.numel()))
+        parts = weights.to(self.g.dtype).split(self.tile(self.kernel.numel()))
         return torch.stack([torch.tensordot(w, h, ([0], [0])) for w, h in zip(parts, self.tiles(), strict=True)]).sum(0)
 
     def materialise(self) -> Tensor:
@@ -103,7 +142,7 @@ class Convolved(PerSample):
         return Outer(self.g.flatten(2).mT, a)
 
     def _parts(self, numbers: int) -> Iterator[Convolved]:
-        tile = tile_of(numbers)
+        tile = self.tile(numbers)
         for g, x in zip(self.g.split(tile), self.x.split(tile), strict=True):
             yield Convolved(g, x, self.kernel, self.geometry)
 

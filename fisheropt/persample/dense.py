@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from fisheropt.cost import Ways
+from fisheropt.cost import dense as works
 from fisheropt.directions import Directions
-from fisheropt.persample.base import PerSample
+from fisheropt.persample.base import PerSample, inner
 
 
 @final
@@ -22,13 +25,22 @@ class Dense(PerSample):
     """
 
     h: Tensor
+    ways: ClassVar[Mapping[str, Ways]] = works.WAYS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.samples, self.h.shape[1:].numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.h.device
 
     @property
     def samples(self) -> int:
         return self.h.shape[0]
 
     def to(self, dtype: torch.dtype) -> PerSample:
-        return Dense(self.h.to(dtype))
+        return self if self.h.dtype is dtype else replace(self, h=self.h.to(dtype))
 
     def sum(self) -> Tensor:
         return self.h.sum(0)
@@ -38,6 +50,9 @@ class Dense(PerSample):
 
     def squared_norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.h.reshape(self.samples, -1), dim=1).square()
+
+    def trace_and_sum(self) -> tuple[Tensor, Tensor]:
+        return inner(self.h, self.h), self.sum()
 
     def project(self, directions: Directions) -> Tensor:
         return directions.of_dense(self.h)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from fisheropt.directions import Directions
-from fisheropt.persample.base import PerSample, tile_of
+from fisheropt.cost import Ways
+from fisheropt.cost import outer as works
+from fisheropt.directions import DenseDirections, Directions
+from fisheropt.kernels import on_cuda, outer_project, outer_square_sum
+from fisheropt.persample.base import PerSample, beside_sum, inner, lengths, tile_of
 
 
 @final
@@ -24,40 +29,99 @@ class Outer(PerSample):
 
     g: Tensor
     a: Tensor
+    ways: ClassVar[Mapping[str, Ways]] = works.WAYS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (*self.g.shape[:2], self.g.shape[2], self.a.shape[2])
+
+    @property
+    def device(self) -> torch.device:
+        return self.g.device
 
     @property
     def samples(self) -> int:
         return self.g.shape[0]
 
     def to(self, dtype: torch.dtype) -> PerSample:
-        return Outer(self.g.to(dtype), self.a.to(dtype))
+        if self.g.dtype is dtype and self.a.dtype is dtype:
+            return self
+        return replace(self, g=self.g.to(dtype), a=self.a.to(dtype))
 
     def sum(self) -> Tensor:
         return self.g.flatten(0, 1).T @ self.a.flatten(0, 1)
 
     def square_sum(self) -> Tensor:
-        if self.g.shape[1] == 1:
+        if self.chosen("square_sum") == "sides":
             return self.g[:, 0].square().T @ self.a[:, 0].square()
-        tile = tile_of(self.g.shape[2] * self.a.shape[2])
-        tiles = zip(self.g.split(tile), self.a.split(tile), strict=True)
-        return torch.stack([Outer(g, a).materialise().square().sum(0) for g, a in tiles]).sum(0)
+        if on_cuda(self.g, self.a):
+            return outer_square_sum(self.g, self.a)[1]
+        return torch.stack([h.square().sum(0) for h in self.tiles()]).sum(0)
+
+    def squares_and_sum(self) -> tuple[Tensor, Tensor]:
+        if self.chosen("square_sum") == "sides":
+            return self.square_sum(), self.sum()
+        if on_cuda(self.g, self.a):
+            total, squares, _ = outer_square_sum(self.g, self.a)
+            return squares, total
+        found, total = beside_sum(self.tiles(), lambda h: h.square().sum(0))
+        return torch.stack(found).sum(0), total
 
     def squared_norms(self) -> Tensor:
-        positions, outputs, inputs = self.g.shape[1], self.g.shape[2], self.a.shape[2]
-        if positions == 1:
+        return self._norms(self.chosen("norms"))
+
+    def trace_and_sum(self) -> tuple[Tensor, Tensor]:
+        way = self.chosen("norms_and_sum")
+        if way == "gram":
+            return inner(self.g @ self.g.mT, self.a @ self.a.mT), self.sum()
+        if way != "formed":
+            length = torch.linalg.vector_norm
+            both = length(self.g, dim=(1, 2)) * length(self.a, dim=(1, 2))
+            return torch.dot(both, both), self.sum()
+        if on_cuda(self.g, self.a):
+            total, _, norms = outer_square_sum(self.g, self.a)
+            return norms.sum(), total
+        found, total = beside_sum(self.tiles(), lambda h: inner(h, h))
+        return found[0] if len(found) == 1 else torch.stack(found).sum(), total
+
+    def _norms(self, way: str) -> Tensor:
+        if way == "sides":
             length = torch.linalg.vector_norm  # writes no squares out
             return (length(self.g, dim=(1, 2)) * length(self.a, dim=(1, 2))).square()
-        if positions * (outputs + inputs) <= outputs * inputs:
+        if way == "gram":
             return ((self.g @ self.g.mT) * (self.a @ self.a.mT)).sum((1, 2))
-        tile = tile_of(outputs * inputs)
-        tiles = zip(self.g.split(tile), self.a.split(tile), strict=True)
-        return torch.cat([Outer(g, a).materialise().square().sum((1, 2)) for g, a in tiles])
+        if on_cuda(self.g, self.a):
+            return outer_square_sum(self.g, self.a)[2]
+        return torch.cat([lengths(h) for h in self.tiles()])
 
     def project(self, directions: Directions) -> Tensor:
+        if directions.kind in self.ways and self.chosen(directions.kind, directions.count) == "formed":
+            if isinstance(directions, DenseDirections) and on_cuda(self.g, self.a, directions.basis):
+                return self._along(directions)[0]
+            return torch.cat([directions.of_dense(h) for h in self.tiles()])
         return directions.of_outer(self.g, self.a)
+
+    def project_and_sum(self, directions: Directions) -> tuple[Tensor, Tensor]:
+        quantity = f"{directions.kind}_and_sum"
+        if quantity not in self.ways or self.chosen(quantity, directions.count) != "formed":
+            return self.project(directions), self.sum()
+        if isinstance(directions, DenseDirections) and on_cuda(self.g, self.a, directions.basis):
+            return self._along(directions)
+        found, total = beside_sum(self.tiles(), directions.of_dense)
+        return torch.cat(found), total
+
+    def _along(self, directions: DenseDirections) -> tuple[Tensor, Tensor]:
+        """⟨hₙ, v_k⟩ and Σₙ hₙ by a kernel that writes no hₙ out."""
+        shape = (directions.count, self.g.shape[2], self.a.shape[2])
+        total, coordinates = outer_project(self.g, self.a, directions.basis.to(self.g.dtype).reshape(shape))
+        return coordinates, total
 
     def combine(self, weights: Tensor) -> Tensor:
         samples, positions, outputs = self.g.shape
+        if self.chosen("combine", weights.shape[1]) == "formed":
+            parts = weights.to(self.g.dtype).split(self.tile(outputs * self.a.shape[2]))
+            tiles = zip(parts, self.tiles(), strict=True)
+            return reduce(torch.add, (torch.tensordot(w, h, ([0], [0])) for w, h in tiles))
         narrow = min(outputs, self.a.shape[2])
         tile = tile_of(samples * positions * narrow)
         return torch.cat([self._combine(columns) for columns in weights.to(self.g.dtype).split(tile, 1)])
@@ -73,3 +137,8 @@ class Outer(PerSample):
 
     def materialise(self) -> Tensor:
         return self.g.mT @ self.a
+
+    def tiles(self) -> Iterator[Tensor]:
+        """All hₙ, some samples at a time."""
+        tile = self.tile(self.g.shape[2] * self.a.shape[2])
+        return (torch.bmm(g.mT, a) for g, a in zip(self.g.split(tile), self.a.split(tile), strict=True))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from fisheropt.cost import Ways
+from fisheropt.cost import rows as works
 from fisheropt.directions import Directions
 from fisheropt.persample.base import PerSample, tile_of
 
@@ -29,13 +31,22 @@ class Rows(PerSample):
     g: Tensor
     index: Tensor
     size: int
+    ways: ClassVar[Mapping[str, Ways]] = works.WAYS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (*self.g.shape, self.size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.g.device
 
     @property
     def samples(self) -> int:
         return self.g.shape[0]
 
     def to(self, dtype: torch.dtype) -> PerSample:
-        return Rows(self.g.to(dtype), self.index, self.size)
+        return self if self.g.dtype is dtype else replace(self, g=self.g.to(dtype))
 
     def sum(self) -> Tensor:
         return self._table(self.g)

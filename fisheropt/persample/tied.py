@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from fisheropt.cost import Ways
+from fisheropt.cost import tied as works
 from fisheropt.directions import Directions
 from fisheropt.persample.base import PerSample, tile_of
 from fisheropt.persample.dense import Dense
@@ -29,11 +32,13 @@ def joined(forms: list[PerSample]) -> PerSample:
 
 
 def _outer(forms: list[Outer]) -> Outer:
-    return Outer(torch.cat([form.g for form in forms], 1), torch.cat([form.a for form in forms], 1))
+    g, a = torch.cat([form.g for form in forms], 1), torch.cat([form.a for form in forms], 1)
+    return replace(forms[0], g=g, a=a)
 
 
 def _rows(forms: list[Rows]) -> Rows:
-    return Rows(torch.cat([form.g for form in forms], 1), torch.cat([form.index for form in forms], 1), forms[0].size)
+    g, index = torch.cat([form.g for form in forms], 1), torch.cat([form.index for form in forms], 1)
+    return replace(forms[0], g=g, index=index)
 
 
 @final
@@ -48,16 +53,24 @@ class Tied(PerSample):
 
     rows: Rows
     outer: Outer
+    ways: ClassVar[Mapping[str, Ways]] = works.WAYS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (*self.outer.sizes, self.rows.index.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
 
     @property
     def samples(self) -> int:
         return self.rows.samples
 
     def to(self, dtype: torch.dtype) -> PerSample:
-        return Tied(
-            Rows(self.rows.g.to(dtype), self.rows.index, self.rows.size),
-            Outer(self.outer.g.to(dtype), self.outer.a.to(dtype)),
-        )
+        rows, outer = self.rows, self.outer
+        rows, outer = replace(rows, g=rows.g.to(dtype)), replace(outer, g=outer.g.to(dtype), a=outer.a.to(dtype))
+        return replace(self, rows=rows, outer=outer)
 
     def sum(self) -> Tensor:
         return self.rows.sum() + self.outer.sum()

@@ -6,6 +6,7 @@ from fisheropt.rules.embedding import Embedding, EmbeddingBag
 from fisheropt.rules.generic import Generic
 from fisheropt.rules.linear import Linear
 from fisheropt.rules.normalisation import ChannelNorm, FeatureNorm
+from fisheropt.rules.recurrent import Recurrent
 from fisheropt.rules.registry import Rule, find, refuse, rule
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureNorm",
     "Generic",
     "Linear",
+    "Recurrent",
     "Rule",
     "TransposedConvolution",
     "find",

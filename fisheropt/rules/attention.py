@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 from fisheropt.persample import Dense, Outer, PerSample
 from fisheropt.rules.registry import Rule, rule
@@ -47,6 +48,7 @@ class Attention(Rule):
         {"in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v"}
     )
     adopts: ClassVar[tuple[str, ...]] = ("out_proj",)
+    beside: ClassVar[str] = "the attention weights. Call it with need_weights=False"
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
@@ -58,6 +60,8 @@ class Attention(Rule):
             return "its samples are on the second axis; build it with batch_first=True"
         if module.bias_k is not None or module.add_zero_attn:
             return "keys that no sample gave are not served; build it without add_bias_kv and add_zero_attn"
+        if is_parametrized(module.out_proj):
+            return "its parametrised out_proj is never called; parametrise a nn.Linear that is"
         return None
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:

@@ -21,7 +21,7 @@ class Convolution(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
-    lends: ClassVar[frozenset[str]] = frozenset({"weight"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
@@ -54,7 +54,7 @@ class TransposedConvolution(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
-    lends: ClassVar[frozenset[str]] = frozenset({"weight"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self

@@ -21,6 +21,7 @@ class Embedding(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
@@ -30,6 +31,9 @@ class Embedding(Rule):
         if module.scale_grad_by_freq:
             return _FREQUENCY
         return _SPARSE if module.sparse else None
+
+    def per_position(self, module: nn.Module) -> int | None:
+        return 1
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         return (batched(module, args, kwargs, 1),), None

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from fisheropt.persample import Dense, PerSample
@@ -40,7 +45,7 @@ class Generic(Rule):
                     f"{type(module).__name__} owns parameters and contains {original}, whose mask a second run cannot "
                     f"repeat. Call .eval() on the dropout, or write a rule: @fisheropt.rule({type(module).__name__})"
                 )
-            if original.training and any(isinstance(h, SpectralNorm) for h in original._forward_pre_hooks.values()):
+            if original.training and _iterates(original):
                 raise RuntimeError(
                     f"the power iteration of spectral_norm on {original} in train mode goes on in a second run, which then "
                     f"has another weight. Call .eval() on that module"
@@ -83,20 +88,41 @@ class Generic(Rule):
             output, pullback, *_ = vjp(run, variables)
             return pullback(g.to(output.dtype))[0]
 
-        return {name: Dense(h) for name, h in vmap(pull)(grad, *samples).items()}
+        with nullcontext() if torch.compiler.is_compiling() else sdpa_kernel(SDPBackend.MATH):  # vmap loops over others
+            return {name: Dense(h) for name, h in vmap(pull)(grad, *samples).items()}
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether a call moves the power iteration of spectral_norm on, the old one or the parametrisation."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks)
 
 
 def _hookless(module: nn.Module) -> nn.Module:
     """A shallow copy that shares parameters and buffers and has no hooks, so that taps do not see the second run.
 
-    Pre-hooks that were there before stay: those of weight_norm and pruning compute the weight.
+    Pre-hooks that were there before stay: those of weight_norm and pruning compute the weight. That of fully_shard would
+    gather the parameters again.
     """
-    twin = copy.copy(module)
+    twin = _shallow(module) if is_parametrized(module) or isinstance(module, FSDPModule) else copy.copy(module)
     for name in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks"):
         setattr(twin, name, OrderedDict())
-    twin._forward_pre_hooks = module._forward_pre_hooks.copy()
+    kept = (pair for pair in module._forward_pre_hooks.items() if not _gathers(pair[1]))
+    twin._forward_pre_hooks = OrderedDict(kept)
     twin._modules = {name: child and _hookless(child) for name, child in module._modules.items()}
     return twin
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """copy.copy of a parametrised or sharded module, which refuses to be copied that way."""
+    twin: nn.Module = object.__new__(type(module))
+    vars(twin).update(vars(module))
+    return twin
+
+
+def _gathers(hook: object) -> bool:
+    """Whether a pre-hook is that of fully_shard."""
+    return (getattr(hook, "__module__", None) or "").startswith("torch.distributed.fsdp")
 
 
 def _arguments(
@@ -108,6 +134,9 @@ def _arguments(
     return tuple(given[i] for i in positions), {k: v for k, v in given.items() if isinstance(k, str)}
 
 
-refuse(nn.MultiheadAttention, "its forward is overridden, and its child's weight is used without calling the child")
-refuse(nn.RNNBase, "the cuDNN and CPU kernels of recurrent layers have no per-sample backward")
-refuse(torch.nn.utils.parametrize.ParametrizationList, "a parametrised weight is computed without seeing the samples")
+_ATTENTION = (
+    "its forward is overridden or its weights parametrised, and its child's weight is used without calling the child"
+)
+refuse(nn.MultiheadAttention, _ATTENTION)
+refuse(nn.RNNBase, "its forward is overridden, and the kernels of recurrent layers have no per-sample backward")
+refuse(nn.DataParallel, "its replicas run in threads that would share one tap; train with DistributedDataParallel")

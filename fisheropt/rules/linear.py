@@ -18,10 +18,13 @@ class Linear(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
-    lends: ClassVar[frozenset[str]] = frozenset({"weight"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
+
+    def per_position(self, module: nn.Module) -> int | None:
+        return 1
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         x = batched(module, args, kwargs, 2)

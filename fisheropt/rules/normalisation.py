@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fisheropt.kernels import norm_samples, on_cuda
 from fisheropt.persample import Dense, PerSample
 from fisheropt.rules.registry import Rule, batched, needed, rule
 
@@ -20,9 +21,14 @@ class FeatureNorm(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
+
+    def per_position(self, module: nn.Module) -> int | None:
+        assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        return len(module.normalized_shape)
 
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
@@ -33,6 +39,8 @@ class FeatureNorm(Rule):
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        if saved and module.eps is not None and on_cuda(saved[0], grad):
+            return _in_one_reading(module, names, saved[0], grad)
         between = tuple(range(1, grad.ndim - len(module.normalized_shape)))
         return _scale_and_shift(names, _features(module, saved[0]) if saved else None, grad, between)
 
@@ -50,6 +58,7 @@ class ChannelNorm(Rule):
 
     in_place: ClassVar[bool] = True
     serves: ClassVar[frozenset[str] | None] = frozenset({"weight", "bias"})
+    lends: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
 
     def prepare(self, module: nn.Module) -> Rule:
         return self
@@ -68,6 +77,18 @@ class ChannelNorm(Rule):
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         return _scale_and_shift(names, _channels(module, saved), grad, tuple(range(2, grad.ndim)))
+
+
+def _in_one_reading(
+    module: nn.LayerNorm | nn.RMSNorm, names: tuple[str, ...], x: Tensor, grad: Tensor
+) -> dict[str, PerSample]:
+    """Both from one reading of the input and its gradient, with no x̂ written out."""
+    shape = torch.Size(module.normalized_shape)
+    rows = (len(x), x.shape[1 : x.ndim - len(shape)].numel(), shape.numel())
+    assert module.eps is not None
+    scale, shift = norm_samples(x.reshape(rows), grad.reshape(rows), module.eps, isinstance(module, nn.LayerNorm))
+    found = {"weight": scale, "bias": shift}
+    return {name: Dense(found[name].reshape(-1, *shape)) for name in names}
 
 
 def _features(module: nn.LayerNorm | nn.RMSNorm, x: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fisheropt.persample import PerSample
+from fisheropt.rules.containers import held
 
 
 class Rule(ABC):
@@ -24,7 +26,11 @@ class Rule(ABC):
     """The names of children that the module never calls, whose parameters it serves too."""
 
     lends: ClassVar[frozenset[str]] = frozenset()
-    """The names of large weights that the module's forward reads as its attributes, and that a call may be lent anew."""
+    """The names of weights in which the module is linear and that its forward reads as its attributes: a call may be lent
+    them without their need for a gradient, which then comes with the statistic."""
+
+    beside: ClassVar[str] = "other outputs. Use its first alone"
+    """What no loss may use of the other outputs, and what to write."""
 
     @abstractmethod
     def saved(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], Any]:
@@ -44,9 +50,21 @@ class Rule(ABC):
         """Why a module of such settings has no per-sample gradients, with what to write; None if it has."""
         return None
 
+    def per_position(self, module: nn.Module) -> int | None:
+        """How many trailing axes of its output one position has, where the module treats positions apart.
+
+        Samples and positions are then the first two axes of the output and of all that `saved` returns. None for a module
+        that mixes positions, or whose rule does not show them.
+        """
+        return None
+
     def observed(self, output: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The one tensor of the module's outputs through which it is seen, and the others, which no loss may use."""
+        """The one tensor of the module's outputs through which it is seen, and what else `returned` needs of them."""
         return output, ()
+
+    def returned(self, module: nn.Module, seen: Tensor, others: tuple[Any, ...], close: Callable[[Any], Any]) -> Any:
+        """What the module returns, of the tensor that is seen and of others, which `close` keeps any gradient from."""
+        return (seen, *map(close, others)) if others else seen
 
 
 _RULES: dict[type[nn.Module], Rule] = {}
@@ -81,9 +99,16 @@ def refusal(module: nn.Module) -> str | None:
 
 
 def adopts(module: nn.Module) -> tuple[str, ...]:
-    """The names of the children that the module never calls, whose parameters its rule serves."""
+    """The names of the descendants that are never called with samples, whose parameters the module's rule serves."""
     found = _known(module)
-    return () if found is None else found.adopts
+    return (*(() if found is None else found.adopts), *held(module))
+
+
+def owned(module: nn.Module, children: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that the module multiplies by itself, of its own and of some descendants, in its names of them."""
+    yield from module.named_parameters(recurse=False)
+    for child in children:
+        yield from module.get_submodule(child).named_parameters(prefix=child, recurse=False)
 
 
 def batched(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: int) -> Tensor:
@@ -113,7 +138,9 @@ def find(module: nn.Module) -> Rule:
 
 def _known(module: nn.Module) -> Rule | None:
     """The rule written for the module's class; None where only the generic one is left."""
-    own = {name for name, _ in module.named_parameters(recurse=False)}
+    if is_parametrized(module):
+        return None
+    own = {name for name, _ in owned(module, held(module))}
     for ancestor in type(module).__mro__:
         if ancestor is nn.Module or ancestor not in _RULES or type(module).forward is not ancestor.forward:
             continue

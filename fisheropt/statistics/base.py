@@ -18,11 +18,14 @@ from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fisheropt.directions import Directions
 from fisheropt.persample import PerSample
 
 Shape = Literal["trace", "diagonal", "matrix", "factors"]
+Need = tuple[str, tuple[int, ...]]
+"""One of the quantities in `PerSample.ways`, with the sizes of what the gradients are contracted with."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,19 @@ class Statistic(ABC):
     dtype: torch.dtype | None = field(default=None, kw_only=True)
     shape: ClassVar[Shape]
 
+    @abstractmethod
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        """What is contracted of one parameter's gradients.
+
+        Args:
+            along: the part of the directions in it; None where the statistic has none.
+        """
+
     def accumulator(self, parameter: Tensor) -> torch.dtype:
         """The dtype in which sums of this parameter's statistic are kept."""
-        return self.dtype or torch.promote_types(parameter.dtype, torch.float32)
+        held = parameter.dtype
+        wide = held if held in (torch.float32, torch.float64) else torch.promote_types(held, torch.float32)
+        return self.dtype or wide
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,10 @@ class ParameterStatistic(Statistic):
     @abstractmethod
     def of(self, form: PerSample) -> Tensor:
         """Σₙ φ(hₙ)."""
+
+    def of_and_sum(self, form: PerSample) -> tuple[Tensor, Tensor]:
+        """Σₙ φ(hₙ) and Σₙ hₙ, which a form may have together."""
+        return self.of(form), form.sum()
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,9 @@ class JointStatistic(Statistic):
     @abstractmethod
     def rank(self, parameters: dict[str, Tensor]) -> int:
         """The number of directions k."""
+
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        return () if along is None or not along.kind else ((along.kind, (along.count,)),)
 
 
 @final
@@ -101,11 +121,12 @@ class Covariance:
         return self.value.diagonal() if self.shape == "matrix" else self.value
 
     def trace(self) -> Tensor:
-        """The sum of the variances, a 0-dim tensor."""
+        """The sum of the variances, a 0-dim tensor; of variances that are cut among ranks it is a collective."""
         self._need("trace", "diagonal", "matrix")
         if self.shape == "trace":
             return self.value
-        return self.value.trace() if self.shape == "matrix" else self.value.sum()
+        total = self.value.trace() if self.shape == "matrix" else self.value.sum()
+        return total.full_tensor() if isinstance(total, DTensor) else total
 
     def standard_error(self) -> Tensor:
         """The standard error of `value`, element by element, as if gradients were Gaussian.

@@ -12,15 +12,16 @@ Reference: martens2015optimizing, morwani2024shampoo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from fisheropt.directions import Directions
 from fisheropt.persample import Convolved, Outer, PerSample, Rows
 from fisheropt.persample.base import tile_of
-from fisheropt.statistics.base import Covariance, ParameterStatistic, Shape
+from fisheropt.statistics.base import Covariance, Need, ParameterStatistic, Shape
 
 LONGEST = 2048
 """Ours: a longer side has no factor, as its eigenvectors would cost more than many steps."""
@@ -56,6 +57,9 @@ class Kronecker(ParameterStatistic):
 
     def size(self, parameter: Tensor) -> torch.Size:
         return torch.Size((sum(side * side for side in sides(parameter.shape) if side <= self.longest),))
+
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        return (("traces", ()),)
 
     def of(self, form: PerSample) -> Tensor:
         like = form.sum()
@@ -102,13 +106,14 @@ def partial_traces(form: PerSample, left: bool, right: bool) -> Factors:
         left: whether the first is.
         right: whether the second is.
     """
-    if isinstance(form, Outer) and form.g.shape[1] == 1:
+    way = form.chosen("traces") if isinstance(form, Outer) else ""
+    if isinstance(form, Outer) and way == "sides":
         g, a = form.g[:, 0], form.a[:, 0]
         return Factors(
             (g * a.square().sum(1, keepdim=True)).T @ g if left else None,
             (a * g.square().sum(1, keepdim=True)).T @ a if right else None,
         )
-    if isinstance(form, Outer) and form.g.shape[1] <= min(form.g.shape[2], form.a.shape[2]):
+    if isinstance(form, Outer) and way == "gram":
         return Factors(_by_gram(form.g, form.a) if left else None, _by_gram(form.a, form.g) if right else None)
     if isinstance(form, Rows) and not left:
         g = form.distinct().g.flatten(0, 1)
@@ -129,11 +134,9 @@ def second_moment_in(form: PerSample, left: Tensor | None, right: Tensor | None)
     """
     if left is None and right is None:
         return as_matrix(form.square_sum())
-    if isinstance(form, Outer):
-        positions, outputs, inputs = form.g.shape[1], form.g.shape[2], form.a.shape[2]
-        if positions * (outputs**2 + inputs**2) <= outputs * inputs * (outputs + inputs):
-            g, a = form.g if left is None else form.g @ left, form.a if right is None else form.a @ right
-            return Outer(g, a).square_sum()
+    if isinstance(form, Outer) and form.chosen("rotated") == "sides":
+        g, a = form.g if left is None else form.g @ left, form.a if right is None else form.a @ right
+        return replace(form, g=g, a=a).square_sum()
     if isinstance(form, Rows) and left is None and right is not None:
         return Rows(form.g @ right, form.index, form.size).square_sum()
     return torch.stack([turned(h, left, right).square().sum(0) for h in tiles(form)]).sum(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisheropt.directions import Directions, Implicit
 from fisheropt.persample import Convolved, Rows
-from fisheropt.statistics.base import JointStatistic
+from fisheropt.statistics.base import JointStatistic, Need
 from fisheropt.statistics.kronecker import sides
 
 
@@ -78,6 +78,10 @@ class Layerwise(JointStatistic):
         """Whether the first axis of a parameter has a factor, and whether all others together have."""
         left, right = sides(parameter.shape)
         return 1 < left <= self.longest, 1 < right <= self.longest
+
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        factors = isinstance(along, Eigenbasis) and (along.left_factor or along.right_factor)
+        return (("dense", (1,)), ("square_sum", ()), *((("traces", ()), ("rotated", ())) if factors else ()))
 
     def rank(self, parameters: dict[str, Tensor]) -> int:
         return 1

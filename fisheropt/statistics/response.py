@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from fisheropt.directions import DenseDirections, Directions
-from fisheropt.statistics.base import JointStatistic
+from fisheropt.statistics.base import JointStatistic, Need
 
 
 @final
@@ -35,6 +35,9 @@ class Response(JointStatistic):
             name: DenseDirections(p.detach().new_zeros(()).expand(self.count, *p.shape))
             for name, p in parameters.items()
         }
+
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        return (("dense", (self.count,)), ("combine", (self.count + 1,)), ("norms", ()))
 
     def rank(self, parameters: dict[str, Tensor]) -> int:
         return self.count

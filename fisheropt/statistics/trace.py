@@ -8,8 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from fisheropt.directions import Directions
 from fisheropt.persample import PerSample
-from fisheropt.statistics.base import ParameterStatistic, Shape
+from fisheropt.statistics.base import Need, ParameterStatistic, Shape
 
 
 @final
@@ -22,5 +23,11 @@ class Trace(ParameterStatistic):
     def size(self, parameter: Tensor) -> torch.Size:
         return torch.Size(())
 
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        return (("norms", ()),)
+
     def of(self, form: PerSample) -> Tensor:
         return form.squared_norms().sum()
+
+    def of_and_sum(self, form: PerSample) -> tuple[Tensor, Tensor]:
+        return form.trace_and_sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from types import TracebackType
 from typing import Literal
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fisheropt.directions import Directions
-from fisheropt.statistics import Covariance, JointStatistic, Moments, ParameterStatistic, Statistic
+from fisheropt.statistics import Covariance, Gram, JointStatistic, Moments, NoiseGram, ParameterStatistic, Statistic
+from fisheropt.taps.grams import Grams
 from fisheropt.taps.layers import Layers
 from fisheropt.taps.scores import Scores
 
@@ -28,6 +30,11 @@ class Tap(ABC):
     parameters: dict[str, Tensor]
     directions: dict[str, Directions]
     """The part of a joint statistic's directions in each parameter; empty for a statistic of each by itself."""
+
+    @cached_property
+    def dimension(self) -> int:
+        """How many numbers the parameters have in all."""
+        return sum(p.numel() for p in self.parameters.values())
 
     @abstractmethod
     def sums(self, name: str | None) -> Moments:
@@ -62,6 +69,14 @@ class Tap(ABC):
         """What a `Layerwise` has collected since the last `clear`; None for another statistic."""
 
     @abstractmethod
+    def grams(self) -> Grams | None:
+        """What a `Gram` has kept since the last `clear`; None for another statistic."""
+
+    @abstractmethod
+    def seen(self) -> int:
+        """How many samples are data since the last `clear`, of this rank; an error if none, or if some were missed."""
+
+    @abstractmethod
     def attach(self) -> None:
         """Place the hooks, as after construction; again after the tap was copied or unpickled."""
 
@@ -82,6 +97,8 @@ class Tap(ABC):
         Raises:
             ValueError: for a parameter that is not tapped.
         """
+        if isinstance(self.statistic, Gram):
+            raise TypeError("Gram() has no sums over samples: write tap.gram(), and tap.gram().eigenpairs(16)")
         if isinstance(self.statistic, JointStatistic):
             return self.sums(None)
         name = next((name for name, p in self.parameters.items() if p is parameter), None)
@@ -92,6 +109,21 @@ class Tap(ABC):
     def covariance(self, parameter: Tensor | None = None) -> Covariance:
         """The covariance of the minibatch gradient, unbiased; `.per_sample()` of it is that of one sample."""
         return self.read(parameter).covariance()
+
+    def gram(self) -> NoiseGram:
+        """The Gram matrix of the per-sample gradients since the last `clear`, where the statistic is `Gram()`.
+
+        Raises:
+            TypeError: of another statistic.
+            RuntimeError: if what it is computed from was changed since backward.
+        """
+        grams = self.grams()
+        if grams is None:
+            raise TypeError(
+                f"this tap observes {type(self.statistic).__name__}, which keeps no inner products. Write "
+                f"fisheropt.observe(model, fisheropt.Gram()) before the forward"
+            )
+        return grams.reading(self.seen())
 
     def __enter__(self) -> Tap:
         return self

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from fisheropt.directions import Directions
-from fisheropt.statistics import ParameterStatistic
 from fisheropt.taps.collector import Collector
-from fisheropt.taps.gather import Gathering
-from fisheropt.taps.scores import Waiting
-from fisheropt.taps.sink import Fold
+from fisheropt.taps.forward import Forward
+from fisheropt.taps.shapes import Call
 
 JOINT = ""
 """The name of the leaf that a joint statistic of all parameters has."""
@@ -40,6 +38,12 @@ class Channel:
         counts: whose gradients are numbers of samples.
         directions: of a joint statistic, in each parameter.
         scores: where the response of the directions is collected; None for other statistics.
+
+    Attributes:
+        shapes: of the layers' calls in the last forward that was observed.
+        ways: the contraction that is asked for, by parameter; the cheapest for all others.
+        by_token: whether one observation is a position of the second axis, of which there are `tokens`.
+        watching: whether layers count the observations at which they have a gradient.
     """
 
     def __init__(
@@ -61,16 +65,22 @@ class Channel:
         self.sums = sums
         self.counts = counts
         self.samples: int | None = None
+        self.tokens = 1
+        self.by_token = False
+        self.watching = False
         self.inputs: tuple[Tensor, ...] = ()
         self.called: tuple[str, ...] = ()
+        self.shapes: tuple[Call, ...] = ()
+        self.ways: dict[str, str] = {}
         self.tied: frozenset[str] = frozenset()
         self.sizes: dict[str, Tensor] = {}
-        self.calls: Calls | None = None
-        self.last_calls: Calls | None = None
-        self.carrier: Carrier | None = None
-        self.last: Carrier | None = None
+        self.forward: Forward | None = None
+        self.gate: Tensor | None = None
+        self.carrier: Tensor | None = None
+        self.last: Forward | None = None
         self.information: list[Information] = []
         self.parallel = False
+        self.sharded = False
         self.seed = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,10 +89,11 @@ class Channel:
             "samples": None,
             "inputs": (),
             "called": (),
+            "shapes": (),
+            "forward": None,
+            "gate": None,
             "carrier": None,
             "last": None,
-            "calls": None,
-            "last_calls": None,
             "information": [],
             "on": False,
         }
@@ -105,20 +116,19 @@ class Channel:
             given.untyped_storage().data_ptr() == place and given.stride(0) == x.stride(0) for given in self.inputs
         )
 
-    def shared(self) -> Carrier | None:
-        """The sink that all layers share: of the running forward, or of the last one while checkpointing repeats it."""
-        if self.carrier is None and not torch.compiler.is_compiling() and _repeated():
-            return self.last
-        return self.carrier
+    def current(self) -> tuple[Forward, Tensor] | None:
+        """What the layers leave their gradients with, and the gate they take.
 
-    def gathering(self) -> Calls | None:
-        """Where the calls of a statistic of each parameter by itself come together; None where they cannot.
-
-        A compiled graph keeps no Python objects from layer to layer, and a reentrant checkpoint runs backwards of its own.
+        Of the running forward, or of the last one while checkpointing repeats it. None in a compiled graph, which
+        keeps no Python objects from layer to layer, and in a reentrant checkpoint, which runs backwards of its own.
         """
         if torch.compiler.is_compiling():
             return None
-        return self.last_calls if self.calls is None and _repeated() else self.calls
+        if self.forward is not None and self.gate is not None:
+            return self.forward, self.gate
+        if self.last is None or not _repeated():
+            return None
+        return self.last, next(iter(self.counts.values()))  # no backward follows this graph
 
     def drop_gradients(self) -> None:
         """Forget what backward has left."""
@@ -132,30 +142,17 @@ class Channel:
 
 @final
 class Passage:
-    """What the backward of one forward meets at its fold.
+    """What the backward of one forward counts as.
 
     Attributes:
-        waiting: the forms of the layers until then; None for a statistic without a response.
         information: what the likelihood's backward of this forward has read. It joins the channel's when the loss's
             backward comes by, so that a forward whose loss is never differentiated does not count, nor stay in memory.
     """
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.waiting = None if channel.scores is None else Waiting()
         self.information: Information | None = None
         self._passed = -1
-
-    def fold(self, z: Tensor) -> None:
-        """Count the backward, and turn the waiting forms into responses, now that their coordinates are complete."""
-        channel = self.channel
-        if not channel.measuring:
-            self.differentiate()
-        if self.waiting is None:
-            return
-        assert channel.scores is not None
-        with torch.autocast(z.device.type, enabled=False):
-            channel.scores.add(self.waiting.take(), z, channel.respond)
 
     def differentiate(self) -> None:
         """Refuse a second backward: the coordinates of a sample must be summed over all losses before they are squared."""
@@ -171,33 +168,6 @@ _TWICE = (
     "two losses be lost. Add the losses and run one backward, (first + second).backward(); or write optimizer.zero_grad(), "
     "of a tap tap.clear(), between them, if only the last is to count"
 )
-
-
-@final
-class Carrier:
-    """The sink [n, k] of one forward, which all its layers share; a compiled forward has no passage."""
-
-    def __init__(self, channel: Channel, samples: int) -> None:
-        self.passage = None if torch.compiler.is_compiling() else Passage(channel)
-        self.waiting = None if self.passage is None else self.passage.waiting
-        self.sink: Tensor = Fold.apply(channel.leaves[JOINT], samples, self.passage)  # type: ignore[no-untyped-call]
-
-
-@final
-class Calls:
-    """What collects the calls of each parameter in one forward."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.of: dict[str, Gathering] = {}
-
-    def gathering(self, name: str, statistic: ParameterStatistic) -> Gathering:
-        """That of a named parameter, opened at its first call, so that it closes as soon as backward has passed all."""
-        if name not in self.of:
-            channel, made = self.channel, Gathering(statistic, Passage(self.channel))
-            made.open(channel.leaves[name], channel.sums[name], channel.sizes[name])
-            self.of[name] = made
-        return self.of[name]
 
 
 def _repeated() -> bool:

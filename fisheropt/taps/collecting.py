@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fisheropt.directions import Directions
-from fisheropt.statistics import Statistic
+from fisheropt.statistics import Gram, Statistic
 from fisheropt.statistics.layerwise import Layerwise
 from fisheropt.statistics.response import Response
 from fisheropt.taps.collector import Collector
+from fisheropt.taps.grams import Grams
 from fisheropt.taps.layers import Layers
 from fisheropt.taps.scores import Scores
 
@@ -20,4 +21,6 @@ def collector(statistic: Statistic, directions: dict[str, Directions]) -> Collec
     """
     if isinstance(statistic, Layerwise):
         return Layers(directions)
+    if isinstance(statistic, Gram):
+        return Grams(statistic.limit)
     return Scores() if isinstance(statistic, Response) else None

@@ -1,25 +1,27 @@
-"""The hooks that a sample tap places, small and picklable, and what they share."""
+"""The hooks that a sample tap places on layers, small and picklable."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
-from operator import attrgetter
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
+from torch.distributed.tensor import DTensor
 
-from fisheropt.likelihoods import Likelihood
 from fisheropt.persample import PerSample
 from fisheropt.statistics import JointStatistic, Statistic
+from fisheropt.taps.apart import Apart
 from fisheropt.taps.base import of_parameter
-from fisheropt.taps.channel import JOINT, Calls, Carrier, Channel, Information, Passage
-from fisheropt.taps.lend import Lend, TakeBack
+from fisheropt.taps.call import Call
+from fisheropt.taps.channel import Channel, Passage
+from fisheropt.taps.lend import Lend, alone, rest_of, take_back
+from fisheropt.taps.root import RootEntry, RootExit
 from fisheropt.taps.routes import Route
-from fisheropt.taps.sink import Closed, Once, Sink
+from fisheropt.taps.shapes import call
+from fisheropt.taps.sink import Closed, Once, Seen, Sink
 
 
 @final
@@ -32,61 +34,91 @@ class LayerHook:
         self.in_place = route.rule.in_place
         self.statistic = statistic
         self.joint = isinstance(statistic, JointStatistic)
-        self.lent: tuple[str, ...] = ()
+        self.owners = {name: _owner(route.module, name) for name in route.names}
+        self.lendable = tuple(name for name in route.names if name in route.rule.lends)
+        self.lent: dict[str, Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self.channel.observing() or not self._trainable():
+        lent, self.lent = self.lent, {}
+        take_back(module, self.rule.lends)
+        if output is None and self.rule.lends:  # the call has failed
             return None
-        found = self._sinks()
-        if found is None:
+        channel = self.channel
+        if not channel.observing():
             return None
-        own, place = found
-        seen, others = self.rule.observed(output)
+        names = self._trainable()
+        if not names:
+            return None
+        current = channel.current()
+        if current is None and not self._met():
+            return None
         saved, context = self.rule.saved(module, args, kwargs)
+        seen, others = self.rule.observed(output)
+        self._check_whole(saved)
         self._check_looked_up(saved)
         self._check(seen)
-        count = self.channel.counts[self.path]
-        if place is None and not self.joint and not torch.compiler.is_compiling():
-            count = Once.apply(count, Passage(self.channel))  # type: ignore[no-untyped-call]
-        sinks = (*own, count)
-        seen = Sink.apply(self, (context, place), len(sinks), seen, *sinks, *saved)  # type: ignore[no-untyped-call]
-        return (seen, *(self._closed(x) for x in others)) if others else seen
+        channel.shapes = (*channel.shapes, call(self.path, seen, saved, context))
+        if current is None:
+            seen = self._directly(seen, saved, context)
+        else:
+            if channel.forward is not None:
+                for name in names:
+                    current[0].expect(self.names[name])
+            met = Call(self, *current, names, lent, context, rest_of(args, kwargs) if lent else None)
+            x = saved[0] if lent and saved and saved[0].requires_grad else None
+            seen = Seen.apply(met, saved, seen, current[1], x, *lent.values())  # type: ignore[no-untyped-call]
+        return self.rule.returned(self.module, seen, others, self._closed)
 
-    def _sinks(self) -> tuple[tuple[Tensor, ...], Any] | None:
-        """The sinks of a call and what its backward leaves its forms with; None where no backward is to be read."""
-        channel = self.channel
+    def _met(self) -> bool:
+        """Whether a backward without Python objects is to be read: of a compiled graph, or of a reentrant checkpoint."""
         if self.joint:
-            carrier = channel.shared()
-            return None if carrier is None else ((carrier.sink,), carrier.waiting)
-        calls, statistic = channel.gathering(), of_parameter(self.statistic)
-        if calls is not None:
-            place = {
-                name: (calls.gathering(self.names[name], statistic), name in self.lent) for name in self._trainable()
-            }
-            return tuple(gathering.sink for gathering, _ in place.values()), place
-        if channel.samples is None and torch._C._current_graph_task_id() == -1:
-            return None  # outside of the model's forward, and nothing repeats it
-        self._single()
-        leaves = [kept[name] for kept in (channel.leaves, channel.sums, channel.sizes) for name in self.names.values()]
-        return tuple(leaves), None
+            if self.channel.scores is not None:  # which keeps tensors from layer to layer
+                self.channel.compiled = self.channel.compiled or torch.compiler.is_compiling()
+                return False
+            return self.channel.carrier is not None
+        return self.channel.samples is not None or torch._C._current_graph_task_id() != -1
+
+    def _directly(self, seen: Tensor, saved: tuple[Tensor, ...], context: Any) -> Tensor:
+        """Leaves as the sinks of this call alone."""
+        channel, count = self.channel, self.channel.counts[self.path]
+        own: tuple[Tensor, ...]
+        if self.joint:
+            assert channel.carrier is not None
+            own = (channel.carrier,)
+        else:
+            self._single()
+            own = tuple(
+                kept[name] for kept in (channel.leaves, channel.sums, channel.sizes) for name in self.names.values()
+            )
+            if not torch.compiler.is_compiling():
+                count = Once.apply(count, Passage(channel))  # type: ignore[no-untyped-call]
+        sinks = (*own, count)
+        found: Tensor = Sink.apply(self, context, len(sinks), seen, *sinks, *saved)  # type: ignore[no-untyped-call]
+        return found
 
     def lending(self) -> dict[str, Tensor]:
-        """The leaves of Σₙ hₙ that autograd can reach with the weight's own gradient, where that has their dtype."""
-        channel = self.channel
-        if self.joint or not self.rule.lends or not channel.observing() or channel.gathering() is None:
+        """The weights whose gradient comes with the statistic: in full precision, and while nobody else looks at them."""
+        channel, module = self.channel, self.module
+        if not channel.on or channel.scores is not None or channel.sharded or not channel.observing():
             return {}
-        weights = {name: attrgetter(name)(self.module) for name in self._trainable() if name in self.rule.lends}
-        return {
-            name: channel.sums[self.names[name]]
-            for name, weight in weights.items()
-            if weight.dtype is self.statistic.accumulator(weight) and not torch.is_autocast_enabled(weight.device.type)
-        }
+        if channel.current() is None or not alone(module, PLACED):
+            return {}
+        found: dict[str, Tensor] = {}
+        for name in self.lendable:
+            weight = module._parameters.get(name)
+            if weight is None or not weight.requires_grad or name in vars(module) or type(weight) not in _PLAIN:
+                continue
+            if weight.dtype is self.statistic.accumulator(weight):
+                found[name] = weight
+        if found and torch.is_autocast_enabled(next(iter(found.values())).device.type):
+            return {}
+        return found
 
     def _single(self) -> None:
         """Refuse several uses of a parameter where each is squared by itself."""
         channel, names = self.channel, self.names.values()
-        compiling = torch.compiler.is_compiling()
-        gathered = () if compiling or channel.last_calls is None else channel.last_calls.of
+        last = None if torch.compiler.is_compiling() else channel.last
+        gathered = last.calls if isinstance(last, Apart) else ()
         if self.path in channel.called or any(name in channel.tied or name in gathered for name in names):
             raise RuntimeError(
                 f"{self._name()} is called several times a forward, or shares a parameter, inside a compiled model or a "
@@ -105,9 +137,18 @@ class LayerHook:
 
     def _beside(self) -> str:
         return (
-            f"the loss uses, or in a compiled model could use, the attention weights that {self._name()} returns; only "
-            f"gradients of its first output are seen. Call it with need_weights=False"
+            f"only gradients of the first output of {self._name()} are seen, and the loss uses, or in a compiled model could "
+            f"use, {self.rule.beside}"
         )
+
+    def _check_whole(self, saved: tuple[Tensor, ...]) -> None:
+        """Refuse to run a module again of whose parameters this rank has but a part."""
+        if self.channel.sharded and any(isinstance(x, DTensor) for x in saved):
+            raise RuntimeError(
+                f"{self._name()} is run again for its per-sample gradients, and fully_shard has cut parameters of its "
+                f"children, which are whole in their own calls only. Write fully_shard on {self._name()} as a whole, "
+                f"not on what it holds; or write a rule, @fisheropt.rule({type(self.module).__name__})"
+            )
 
     def _check(self, output: Any) -> None:
         """Refuse an output whose samples cannot be told apart."""
@@ -125,6 +166,18 @@ class LayerHook:
                 f"axis is not the sample. Keep the samples on the first axis, x.unflatten(0, (n, -1)), and take the "
                 f"loss outside the model"
             )
+        if self.channel.by_token:
+            self._check_tokens(output)
+
+    def _check_tokens(self, output: Tensor) -> None:
+        """Refuse an output whose tokens cannot be told apart."""
+        axes = self.rule.per_position(self.module)
+        if axes is None or output.ndim < 2 + axes or output.shape[1] != self.channel.tokens:
+            raise RuntimeError(
+                f"{self._name()} returns a tensor of shape {tuple(output.shape)} for {self.channel.samples} samples of "
+                f"{self.channel.tokens} tokens: its second axis is not the token. Write observe(..., sample='sequence'), or "
+                f"parameters=[...] for the layers whose outputs are [samples, tokens, ...]"
+            )
 
     def _check_looked_up(self, saved: tuple[Tensor, ...]) -> None:
         """Refuse a row of indices that may be positions: as many as samples, they would be taken for samples."""
@@ -141,22 +194,42 @@ class LayerHook:
 
     def contributions(self, saved: tuple[Tensor, ...], context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The sinks' gradients: Σφ(hₙ) and Σhₙ of each parameter, or the joint z; then the number of samples."""
-        names, (given, place) = self._trainable(), context
         with torch.autocast(grad.device.type, enabled=False):
-            forms = self.rule.forms(self.module, names, saved, given, grad)
-            forms = {n: f.to(self.statistic.accumulator(attrgetter(n)(self.module))) for n, f in forms.items()}
-            count = grad.new_full((), grad.shape[0], dtype=torch.float32)
+            forms = self.forms(self._trainable(), saved, context, grad)
+            seen = self.seen(grad)
             if self.joint:
-                if place is not None:
-                    for name, form in forms.items():
-                        place.keep(self.names[name], form)
-                return self._project(forms), count
-            if place is None:
-                return *self._apart(forms, count), count
-            for name, form in forms.items():
-                gathering, summed = place[name]
-                gathering.keep(form, summed)
-            return *(torch.zeros_like(count) for _ in place), count
+                return self._project(forms), seen
+            return *self._apart(forms, seen[0]), seen
+
+    def forms(
+        self, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
+    ) -> dict[str, PerSample]:
+        """The forms of the named parameters, in the dtype of the sums."""
+        if self.channel.by_token:
+            grad, saved = grad.flatten(0, 1), tuple(x.flatten(0, 1) for x in saved)
+        forms = self.rule.forms(self.module, names, saved, context, grad)
+        if len(forms) < len(names):
+            raise RuntimeError(self._forgotten(names, forms))
+        forms = {n: f.to(self.statistic.accumulator(self.parameter(n))) for n, f in forms.items()}
+        if self.channel.ways:
+            forms = {n: replace(f, way=self.channel.ways.get(self.names[n])) for n, f in forms.items()}
+        return forms
+
+    def _forgotten(self, names: tuple[str, ...], forms: dict[str, PerSample]) -> str:
+        left_out = [self.names[name] for name in names if name not in forms]
+        return (
+            f"the rule {type(self.rule).__name__} of {self._name()} gives no per-sample gradients of {', '.join(left_out)}; "
+            f"write them into what its forms(...) returns, or model.<parameter>.requires_grad_(False)"
+        )
+
+    def seen(self, grad: Tensor) -> Tensor:
+        """The number of samples, and of those with a gradient where that is watched."""
+        if self.channel.by_token:
+            grad = grad.flatten(0, 1)
+        seen = grad.new_full((2,), grad.shape[0], dtype=torch.float32)
+        if self.channel.watching:
+            seen[1] = grad.flatten(1).ne(0).any(1).sum()
+        return seen
 
     def _apart(self, forms: dict[str, PerSample], count: Tensor) -> Iterator[Tensor | None]:
         """Σφ(hₙ), Σhₙ and the number of samples of each parameter, by this call alone."""
@@ -171,95 +244,25 @@ class LayerHook:
         shares = [form.project(along[self.names[n]]) for n, form in forms.items() if self.names[n] in along]
         return reduce(torch.add, shares) if shares else None
 
+    def parameter(self, name: str) -> Tensor:
+        """The one that the module has now, by its own name of it."""
+        owner, own = self.owners[name]
+        found = owner._parameters.get(own)
+        return getattr(owner, own) if found is None else found
+
     def _trainable(self) -> tuple[str, ...]:
-        return tuple(name for name in self.names if attrgetter(name)(self.module).requires_grad)
+        return tuple([name for name in self.owners if self.parameter(name).requires_grad])
 
     def _name(self) -> str:
         return f"{type(self.module).__name__} {self.path!r}"
 
 
-@final
-class RootEntry:
-    """Takes the number of samples when the model is called, and opens the sink that all layers share."""
-
-    def __init__(self, channel: Channel, model: nn.Module) -> None:
-        self.channel = channel
-        self.coupling = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
-        self.channel.calls, self.channel.inputs = None, ()
-        if not self.channel.observing():
-            return
-        if self.channel.scores is not None and torch.compiler.is_compiling():
-            self.channel.compiled = True
-            return
-        for norm in self.coupling:
-            if norm.training or norm.running_mean is None:
-                raise RuntimeError(_coupled(norm))
-        inputs = tuple(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.ndim > 0)
-        if not inputs:
-            return
-        sizes = [x.shape[0] for x in inputs]
-        self.channel.inputs = inputs
-        samples = sizes[0] if len(sizes) == 1 else max(sizes, key=lambda size: (sizes.count(size), size))
-        self.channel.samples = samples
-        if not torch.compiler.is_compiling():
-            inside = DistributedDataParallel._active_ddp_module is not None
-            self.channel.parallel = inside or isinstance(module, DistributedDataParallel)
-        if JOINT in self.channel.leaves:
-            self.channel.carrier = Carrier(self.channel, samples)
-        elif not torch.compiler.is_compiling():
-            self.channel.calls = Calls(self.channel)
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has a parameter, and its own name of it."""
+    path, _, own = name.rpartition(".")
+    return module.get_submodule(path), own
 
 
-@final
-class RootExit:
-    """Closes the shared sink and, given a likelihood, measures the model Fisher by one extra backward."""
-
-    def __init__(self, channel: Channel, likelihood: Likelihood | None) -> None:
-        self.channel = channel
-        self.likelihood = likelihood
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        channel, carrier = self.channel, self.channel.carrier
-        channel.samples, channel.carrier, channel.inputs = None, None, ()
-        if channel.calls is not None:
-            channel.calls, channel.last_calls = None, channel.calls
-        if carrier is None:
-            return
-        channel.last = carrier
-        if self.likelihood is None or carrier.passage is None:
-            return
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"likelihood= needs a model that returns its logits as one tensor, not {type(output).__name__}"
-            )
-        cotangent = self.likelihood.cotangent(output.detach(), channel.seed)
-        carrier.passage.information = self._information(output, cotangent)
-        channel.seed += carrier.passage.information is not None
-
-    def _information(self, output: Tensor, cotangent: Tensor) -> Information | None:
-        """One backward from the cotangent, whose scores are kept apart from those of the loss; None for a frozen model."""
-        if not output.requires_grad:
-            return None
-        channel, held, respond = self.channel, self.channel.scores, self.channel.respond
-        channel.scores, channel.respond, channel.measuring = held and held.blank(), True, True
-        try:
-            leaf = channel.leaves[JOINT]
-            (reading,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
-            return None if reading is None else Information(reading, channel.scores)
-        finally:
-            channel.scores, channel.respond, channel.measuring = held, respond, False
-
-
-def _coupled(norm: nn.Module) -> str:
-    return (
-        f"{type(norm).__name__} in train mode couples the samples of a batch: no per-sample gradient exists. Call .eval() "
-        f"on it, use nn.GroupNorm or nn.LayerNorm, or give the optimizer model.parameters() and run two or more "
-        f"backward() a step"
-    )
-
-
-PLACED = (LayerHook, RootEntry, RootExit, Lend, TakeBack)
+_PLAIN = (Tensor, nn.Parameter)
+PLACED = (LayerHook, RootEntry, RootExit, Lend)
 """The hooks on modules, by which a tap finds its own again."""

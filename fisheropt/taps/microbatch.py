@@ -11,15 +11,18 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fisheropt.directions import Directions
 from fisheropt.persample import Dense, PerSample
 from fisheropt.statistics import JointStatistic, Moments, Statistic
 from fisheropt.taps.base import Tap, Unit, joint_moments, of_parameter
 from fisheropt.taps.collecting import collector
+from fisheropt.taps.grams import Grams
 from fisheropt.taps.layers import Layers
-from fisheropt.taps.reduce import ranks
+from fisheropt.taps.reduce import ranks, reduce_sum
 from fisheropt.taps.scores import Scores
+from fisheropt.taps.shards import cut, here, laid_out, total
 
 
 @final
@@ -44,7 +47,7 @@ class MicrobatchTap(Tap):
     def attach(self) -> None:
         self._handles: list[Any] = []
         for name, p in self.parameters.items():
-            if p.requires_grad:
+            if p.requires_grad and not isinstance(p, DTensor):  # whose gradient comes once backward is over
                 self._handles.append(p.register_hook(_BeforeAccumulation(self, name)))
                 self._handles.append(p.register_post_accumulate_grad_hook(_AfterAccumulation(self, name)))
 
@@ -110,12 +113,14 @@ class MicrobatchTap(Tap):
         On several ranks `p.grad` is what they share once backward is over, so the step's gradient is the observation: their
         own would let the ranks drift apart.
         """
-        if ranks() > 1 and self.on:
+        if self.on and (ranks() > 1 or cut(self.parameters.values())):
             self.clear()
             for name, parameter in self.parameters.items():
                 if parameter.grad is not None and self.tapped(name):
                     self._add(name, self._measure(name, parameter.grad))
                     self._added = True
+            if self._share is not None:
+                self._share = total(self._share, self.parameters.values())
             self._running = True
         if self._running:  # also where a step is taken inside backward, once its one parameter has its gradient
             self._finish()
@@ -125,8 +130,8 @@ class MicrobatchTap(Tap):
         """What is differenced: the k coordinates of a gradient, or a copy of it."""
         wide = grad.detach().to(self.statistic.accumulator(grad))
         if self._scores is not None or not isinstance(self.statistic, JointStatistic):
-            return wide.clone()
-        return Dense(wide.unsqueeze(0)).project(self.directions[name])[0]
+            return here(wide).clone()
+        return Dense(laid_out(wide).unsqueeze(0)).project(self.directions[name])[0]
 
     def _coordinates(self, name: str, added: Tensor) -> Tensor:
         """The coordinates of a gradient, which is kept until all parameters have theirs."""
@@ -161,6 +166,14 @@ class MicrobatchTap(Tap):
     def layers(self) -> Layers | None:
         return self._scores if isinstance(self._scores, Layers) else None
 
+    def grams(self) -> Grams | None:
+        return self._scores if isinstance(self._scores, Grams) else None
+
+    def seen(self) -> int:
+        if self._backwards == 0:
+            raise RuntimeError("no backward() was seen since the last clear")
+        return self._backwards
+
     def augmented(self) -> Tensor | None:
         if not self._rows:
             return None
@@ -169,14 +182,15 @@ class MicrobatchTap(Tap):
         return z.T @ z
 
     def sums(self, name: str | None) -> Moments:
-        if self._backwards == 0:
-            raise RuntimeError("no backward() was seen since the last clear")
+        seen = self.seen()
         if name is None:
             return joint_moments(cast(Tensor, self.augmented()))
         parameter = self.parameters[name]
-        zero = torch.zeros_like(parameter, dtype=self.statistic.accumulator(parameter))
-        total = self._squared(self._sum.get(name, zero))
-        return Moments(self._second.get(name, self._squared(zero)), total, self._backwards, self.statistic.shape)
+        zero = torch.zeros_like(here(parameter.detach()), dtype=self.statistic.accumulator(parameter))
+        second, squared = self._second.get(name, self._squared(zero)), self._squared(self._sum.get(name, zero))
+        if isinstance(parameter, DTensor):  # of this rank's rows; the optimizers measure traces, which add up
+            second, squared = reduce_sum(torch.stack([second, squared])).unbind()
+        return Moments(second, squared, seen, self.statistic.shape)
 
     def all_sums(self) -> dict[str, Moments]:
         return {name: self.sums(name) for name in self.parameters}

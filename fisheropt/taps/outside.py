@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from fisheropt.taps.channel import JOINT
 from fisheropt.taps.layers import Layers
 from fisheropt.taps.sample import SampleTap
 
@@ -54,7 +53,7 @@ def _joint(tap: SampleTap) -> Tensor | None:
     layers = tap.layers()
     if layers is not None:
         return _by_layers(tap, layers)
-    reading = tap.channel.leaves[JOINT].grad
+    reading = tap.augmented()
     shares = [
         along.of_dense(_gradient(tap, name).unsqueeze(0))[0].double()
         for name, along in tap.directions.items()

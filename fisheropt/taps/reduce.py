@@ -1,7 +1,7 @@
-"""Statistics of several ranks, as DistributedDataParallel averages their gradients.
+"""Statistics of several ranks, as DistributedDataParallel and `fully_shard` average their gradients.
 
-With R ranks the gradient that a step uses is the mean of theirs, so that one sample contributes h/R to it. Only matrices
-of the directions' size travel, never anything of the parameters' size.
+With R ranks the gradient that a step uses is the mean of theirs, so that one sample contributes h/R to it. For an optimizer
+only matrices of the directions' size travel, or a few numbers for each parameter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def reduce_augmented(augmented: Tensor) -> Tensor:
-    """[[Σhhᵀ, Σh], [Σhᵀ, c]] over the samples of all ranks, for the mean of the ranks' gradients."""
-    if ranks() == 1:
-        return augmented
-    scale = torch.full_like(augmented[0], 1 / ranks())
+def reduce_augmented(augmented: Tensor, divisor: float) -> Tensor:
+    """[[Σhhᵀ, Σh], [Σhᵀ, c]] over the samples of all ranks.
+
+    Args:
+        augmented: of this rank.
+        divisor: by which the sum of the ranks' gradients is divided, their number for a mean.
+    """
+    scale = torch.full_like(augmented[0], 1 / divisor)
     scale[-1] = 1
     return reduce_sum(scale[:, None] * augmented * scale)
 

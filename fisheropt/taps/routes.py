@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from fisheropt.rules.registry import Rule, adopts, find, refusal
+from fisheropt.rules.registry import Rule, adopts, find, owned, refusal
 
 
 @final
@@ -35,6 +36,7 @@ def routes(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Route]:
     Raises:
         ValueError: names every trainable parameter that has no route, with the line to write.
     """
+    _check_initialised(model)
     name_of = {id(p): name for name, p in parameters.items()}
     found: list[Route] = []
     missing: list[str] = []
@@ -45,26 +47,54 @@ def routes(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Route]:
             continue
         children = adopts(module)
         adopted.update(f"{path}.{child}".removeprefix(".") for child in children)
-        own = {n: name_of[id(p)] for n, p in _own(module, children) if id(p) in name_of}
+        own = {n: name_of[id(p)] for n, p in owned(module, children) if id(p) in name_of}
         if not own:
             continue
         seen.update(own.values())
         reason = _refusal(model, path)
+        reasons = {name: reason or _COMPLEX for name in own.values() if reason or parameters[name].is_complex()}
+        missing += [f"{name}: {why}" for name, why in reasons.items() if parameters[name].requires_grad]
         if reason is None:
             found.append(Route(path, module, find(module), own))
-        else:
-            missing += [f"{name}: {reason}" for name in own.values() if parameters[name].requires_grad]
     missing += [f"{n}: not a parameter of {type(model).__name__}" for n in parameters if n not in seen]
     if missing:
         raise ValueError(_no_route(missing))
     return found
 
 
-def _own(module: nn.Module, children: tuple[str, ...]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that the module multiplies by itself, in its own names of them."""
-    yield from module.named_parameters(recurse=False)
-    for child in children:
-        yield from module.get_submodule(child).named_parameters(prefix=child, recurse=False)
+def tied(found: Iterable[Route]) -> frozenset[str]:
+    """The parameters that several modules share."""
+    names = [name for route in found for name in set(route.names.values())]
+    return frozenset(name for name in names if names.count(name) > 1)
+
+
+def check_tokens(found: Iterable[Route]) -> None:
+    """Refuse layers that mix the positions of a sample, where positions are to be the observations."""
+    mixing = [
+        f"{name} ({type(r.module).__name__})"
+        for r in found
+        if r.rule.per_position(r.module) is None
+        for name in r.names.values()
+    ]
+    if mixing:
+        raise ValueError(
+            f"observe(..., sample='token'): the layers of these parameters mix positions, or their rule does not show them: "
+            f"{', '.join(mixing)}. Leave sample='sequence'; or observe(..., parameters=[...], sample='token') those of "
+            f"nn.Linear, nn.Embedding, nn.LayerNorm and nn.RMSNorm alone"
+        )
+
+
+_COMPLEX = "per-sample statistics are of real numbers, and it is complex; give torch.view_as_real(p)"
+
+
+def _check_initialised(model: nn.Module) -> None:
+    """Refuse lazy modules before their first call, whose parameters have no shape and are replaced by it."""
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy)}: not initialised, as these modules are lazy and were never called. Run one batch first, "
+            f"with torch.no_grad(): model(x), and build the optimizer or tap after it"
+        )
 
 
 def _refusal(model: nn.Module, path: str) -> str | None:
@@ -85,29 +115,4 @@ def _no_route(missing: Iterable[str]) -> str:
         f"Write one of: a rule, @fisheropt.rule(TheirModule); model.<parameter>.requires_grad_(False); or give the "
         f"optimizer parameters in place of the model, Opt(model.parameters(), lr=...), and run two or more backward() a "
         f"step, so that microbatches are the samples"
-    )
-
-
-def explain(model: nn.Module) -> str:
-    """A table of every parameter of the model: its shape, the module that uses it and the rule that serves it.
-
-    Args:
-        model: as it would be given to an optimizer.
-
-    Returns:
-        One line a parameter.
-
-    Raises:
-        ValueError: names every trainable parameter that has no route.
-    """
-    parameters = dict(model.named_parameters())
-    rows = [
-        (name, str(tuple(parameters[name].shape)), type(route.module).__name__, type(route.rule).__name__)
-        for route in routes(model, parameters)
-        for name in route.names.values()
-    ]
-    rows = [("parameter", "shape", "module", "rule"), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import fisheropt
-from fisheropt.persample import Convolved, Geometry, Rows, base, joined
+from fisheropt.persample import Convolved, Dense, Geometry, Rows, base, joined
+from fisheropt.rules import Rule
 from tests.cases import CASES, Case, batch, regression
 from tests.engine.test_layers import check
 from tests.engine.test_statistics import EXACT
@@ -22,7 +24,18 @@ REFUSED = {
     "time first": (lambda: nn.MultiheadAttention(4, 2), "batch_first=True"),
     "given keys": (lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True, batch_first=True), "add_bias_kv"),
     "empty keys": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True, batch_first=True), "add_zero_attn"),
+    "normed projection": (lambda: normed("out_proj"), "parametrise a nn.Linear that is"),
+    "normed projections in": (lambda: normed(""), "its weights parametrised"),
+    "threads": (lambda: nn.DataParallel(nn.Linear(4, 3)), "DistributedDataParallel"),
+    "complex": (lambda: nn.Linear(4, 3, dtype=torch.complex64), "view_as_real"),
 }
+
+
+def normed(child):
+    """Attention with one of its weights parametrised."""
+    layer = nn.MultiheadAttention(4, 2, batch_first=True)
+    weight_norm(layer.get_submodule(child), "weight" if child else "in_proj_weight")
+    return layer
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -31,6 +44,82 @@ def test_settings_without_per_sample_gradients_are_refused_by_name(name):
     with pytest.raises(ValueError, match="no route") as error:
         fisheropt.observe(nn.Sequential(build()), fisheropt.Trace())
     assert line in str(error.value)
+
+
+LATE = {
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3), nn.LazyConv1d(3, 2)), r"0\.weight.*1\.bias.*Run one batch first"),
+    "frozen": (lambda: nn.Linear(4, 3).requires_grad_(False), "no parameter to observe is trained"),
+    "without parameters": (lambda: nn.ReLU(), "no parameter to observe is trained"),
+    "quantised": (lambda: torch.ao.nn.quantized.dynamic.Linear(4, 3), "no parameter to observe is trained"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates its own quantisation
+@pytest.mark.parametrize("statistic", [fisheropt.Trace(), fisheropt.FullCovariance()])
+@pytest.mark.parametrize("name", LATE)
+def test_models_without_trained_parameters_are_refused(name, statistic):
+    build, words = LATE[name]
+    with pytest.raises(ValueError, match=words):
+        fisheropt.observe(build(), statistic)
+
+
+def test_a_lazy_model_is_exact_after_one_batch():
+    model, x = nn.Sequential(nn.LazyLinear(3)).double(), torch.randn(9, 4, dtype=torch.float64)
+    model(x)
+    case = Case(model, (x,), squares)
+    check(case, per_sample_gradients(case))
+
+
+def test_a_replica_in_a_thread_is_refused():
+    """DataParallel around a tapped model, of which one device makes no replica."""
+    model = nn.Linear(4, 3)
+    with fisheropt.observe(model, fisheropt.Trace()), pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        model._replicate_for_data_parallel()(torch.randn(2, 4))
+
+
+def test_the_power_iteration_of_a_parametrisation_is_refused_in_train_mode():
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 3)))
+    with fisheropt.observe(model, fisheropt.Trace()), pytest.raises(RuntimeError, match="power iteration"):
+        model(torch.randn(9, 4))
+
+
+class Doubled(nn.Module):
+    """Two parameters, of which its rule knows one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return x * self.weight + self.shift
+
+
+@fisheropt.rule(Doubled)
+class Forgetful(Rule):
+    in_place = False
+
+    def prepare(self, module):
+        return self
+
+    def saved(self, module, args, kwargs):
+        return args, None
+
+    def forms(self, module, names, saved, context, grad):
+        return {"weight": Dense(grad * saved[0])}
+
+
+@pytest.mark.parametrize("statistic", [fisheropt.Trace(), fisheropt.FullCovariance()])
+def test_a_parameter_that_a_rule_forgets_is_named(statistic):
+    model = nn.Sequential(Doubled())
+    with (
+        fisheropt.observe(model, statistic),
+        pytest.raises(RuntimeError, match=r"Forgetful of Doubled '0' gives no per-sample gradients of 0\.shift"),
+    ):
+        model(torch.randn(4, 3)).square().sum(1).mean().backward()
+    model[0].shift.requires_grad_(False)
+    with fisheropt.observe(model, statistic) as tap:
+        model(torch.randn(4, 3)).square().sum(1).mean().backward()
+    assert tap.read(None if isinstance(statistic, fisheropt.FullCovariance) else model[0].weight).count == 4
 
 
 def test_calls_without_samples_are_refused():

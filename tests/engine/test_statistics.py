@@ -72,16 +72,22 @@ def test_second_moment_and_trace(name):
         torch.testing.assert_close(trace.trace(), gradients.flatten(1).var(0).sum(), **EXACT)
 
 
+@pytest.mark.parametrize("on", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_the_gradient_is_left_as_it_was(name):
+def test_the_gradient_is_left_as_it_was(name, on):
+    """To rounding where it is formed with the statistic, and bit for bit where the tap is off."""
     case = CASES[name]()
     case.loss().backward()
     plain = {n: p.grad.clone() for n, p in case.model.named_parameters() if p.grad is not None}
-    case.model.zero_grad()
-    with fisheropt.observe(case.model, fisheropt.FullCovariance()):
-        case.loss().backward()
-    for name, p in case.model.named_parameters():
-        assert p.grad is None if name not in plain else torch.equal(p.grad, plain[name])
+    for statistic in (fisheropt.FullCovariance(), fisheropt.Trace()):
+        case.model.zero_grad()
+        with fisheropt.observe(case.model, statistic) as tap:
+            tap.enable(on)
+            case.loss().backward()
+        found = {n: p.grad for n, p in case.model.named_parameters() if p.grad is not None}
+        assert found.keys() == plain.keys()
+        for n, gradient in plain.items():
+            torch.testing.assert_close(found[n], gradient, **(EXACT if on else {"rtol": 0, "atol": 0}))
 
 
 @pytest.mark.parametrize("statistic", [fisheropt.Trace(), fisheropt.SecondMoment(), fisheropt.FullCovariance()])
