@@ -3,7 +3,7 @@
 from fisheropt import inference, likelihoods, monitor, products, theory
 from fisheropt.batch_steering import BatchSteering
 from fisheropt.control.sampler import AdaptiveBatchSampler
-from fisheropt.directions import Coordinates, DenseDirections, Directions, RankOneDirections
+from fisheropt.directions import Coordinates, DenseDirections, Directions, DualDirections, RankOneDirections
 from fisheropt.metric import FisherMetric
 from fisheropt.optim import AdaptiveBatchSGD, FisherFloorSGD, FisherOptimizer, GodambeSGD
 from fisheropt.optim.critical import Contrast
@@ -11,7 +11,7 @@ from fisheropt.penalty import FisherFloorPenalty
 from fisheropt.persample import Dense, Outer, PerSample
 from fisheropt.rules import Rule, rule
 from fisheropt.spectra import MeasuredSpectrum, measured_spectrum
-from fisheropt.statistics import Covariance, FullCovariance, Kronecker, Moments, Projection, SecondMoment, Trace
+from fisheropt.statistics import Covariance, FullCovariance, Gram, Kronecker, Moments, Projection, SecondMoment, Trace
 from fisheropt.taps import explain, observe
 
 __version__ = "0.1.0"
@@ -26,12 +26,14 @@ __all__ = [
     "Dense",
     "DenseDirections",
     "Directions",
+    "DualDirections",
     "FisherFloorPenalty",
     "FisherFloorSGD",
     "FisherMetric",
     "FisherOptimizer",
     "FullCovariance",
     "GodambeSGD",
+    "Gram",
     "Kronecker",
     "MeasuredSpectrum",
     "Moments",

@@ -34,7 +34,8 @@ class BatchSteering:
         controller: as of AdaptiveBatchSGD.
         budget: N, the samples planned in all; for controllers that look ahead.
         advise: log what the controller would do, and do nothing.
-        every: steps between measurements; "auto" takes the first ten and then each tenth.
+        every: steps between measurements; "auto" takes the first ten, and then as few as `overhead` asks, at most each tenth.
+        overhead: the share of a step that measuring is expected to cost, by the work model.
 
     Raises:
         ValueError: for a controller that needs what is not given, or a sampler that yields batches in parts.
@@ -52,6 +53,7 @@ class BatchSteering:
         budget: int | None = None,
         advise: bool = False,
         every: int | Literal["auto"] = "auto",
+        overhead: float = 0.05,
     ) -> None:
         if isinstance(optimizer, AdaptiveBatchSGD):
             raise ValueError(
@@ -70,7 +72,14 @@ class BatchSteering:
             )
         self._optimizer = optimizer
         self._watch = AdaptiveBatchSGD(
-            model, lr=1.0, sampler=sampler, controller=controller, budget=budget, advise=advise, every=every
+            model,
+            lr=1.0,
+            sampler=sampler,
+            controller=controller,
+            budget=budget,
+            advise=advise,
+            every=every,
+            overhead=overhead,
         )
         self._handles = [
             optimizer.register_step_pre_hook(self._before),

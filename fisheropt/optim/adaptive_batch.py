@@ -59,9 +59,9 @@ class AdaptiveBatchSGD(SteeredOptimizer):
         metric: None for plain gradients; "curvature" for P = H⁻¹, "fisher" for P = G⁻¹, as in GodambeSGD.
         damping: of the metric.
         likelihood: of the model's output, for the curvature.
-        every: steps between measurements; "auto" takes the first ten and then each tenth, or each step where a sampler
-            is steered in a metric.
-        overhead: the share of a step that measuring may cost.
+        every: steps between measurements; "auto" takes the first ten, and then as few as `overhead` asks, at most each
+            tenth; or each step where a sampler is steered in a metric.
+        overhead: the share of a step that measuring is expected to cost, by the work model of `explain`.
 
     Raises:
         ValueError: for hyper-parameters outside their range, or a controller that needs what is not given.

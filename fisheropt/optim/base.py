@@ -16,7 +16,9 @@ from torch.optim.sgd import sgd
 
 from fisheropt.optim import running
 from fisheropt.optim.amp import LossScale, loss_scale
+from fisheropt.optim.eager import eager
 from fisheropt.optim.finite import Undo, all_finite
+from fisheropt.optim.fused import fused
 from fisheropt.optim.group import Group, number
 from fisheropt.optim.observing import ObservingOptimizer
 from fisheropt.optim.reading import Reading, read
@@ -87,13 +89,17 @@ class FisherOptimizer(ObservingOptimizer):
         scale = loss_scale(vars(self))
         if self._incomplete(scale, loss):
             return loss
-        if not scale.overflow:
+        if not scale.overflow and not self._advanced(scale):
             finite = self._finite()
             if self._observe(scale, finite):
                 self._control(scale, loss)
                 self._guarded(scale, finite)
         self._plan(scale.overflow)
         return loss
+
+    def _advanced(self, scale: LossScale) -> bool:
+        """Whether the subclass has made this step by itself, in fewer operations."""
+        return False
 
     def _finite(self) -> dict[torch.device, Tensor]:
         """For each device whether the gradients there are finite; nothing is asked of a differentiable step."""
@@ -119,7 +125,7 @@ class FisherOptimizer(ObservingOptimizer):
                 group["skipped"] = group["skipped"] + (~flag).float()
         undo.unless(flags)
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
+    @eager
     def _observe(self, scale: LossScale, finite: dict[torch.device, Tensor]) -> bool:
         """Take in what the taps have read; False if the step must be skipped."""
         readings = [self._reading(i, scale) for i in range(len(self.param_groups))]
@@ -136,7 +142,8 @@ class FisherOptimizer(ObservingOptimizer):
         """Fold the noise of a reading into the group's state, then let the subclass learn from it."""
         group["measured"] += 1
         group["count"] = float(reading.count)
-        group["signal"] = float(reading.gradient.square().sum())
+        gradient = reading.gradient
+        group["signal"] = float(gradient @ gradient if gradient.ndim else gradient.square())
         if reading.covariance is not None:
             running.add(group, "covariance", reading.covariance, reading.count - 1, self._decay(group, reading.count))
             noise = reading.covariance if reading.covariance.ndim == 0 else reading.covariance.trace()
@@ -161,6 +168,8 @@ class FisherOptimizer(ObservingOptimizer):
         It need not: checkpoints make optimizer state by a step with gradients of their own. Ten times in a row is a
         compiled model that does not see the hooks.
         """
+        if tap.rows() is not None:
+            return True
         counts = tap.counts()
         if not any(counts.values()):
             group["unseen"] += 1
@@ -195,6 +204,8 @@ class FisherOptimizer(ObservingOptimizer):
     def _sgd(self, group: Group, parameters: list[Tensor], grads: list[Tensor], decay: float, maximize: bool) -> None:
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") for p in parameters] if momentum else []
+        if self._active(group) and fused(group, parameters, grads, buffers):
+            return
         sgd(
             parameters,
             grads,
@@ -210,7 +221,7 @@ class FisherOptimizer(ObservingOptimizer):
         for parameter, buffer in zip(parameters, buffers, strict=False):
             self.state[parameter]["momentum_buffer"] = buffer
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
+    @eager
     def _plan(self, overflow: bool) -> None:
         """Count the step, forget its readings, and switch the taps on if the next step is due."""
         for group, tap in zip(self.param_groups, self._taps, strict=True):
@@ -281,4 +292,6 @@ class FisherOptimizer(ObservingOptimizer):
             verdict=verdict,
             advice=advice,
             groups=tuple(group_report(g, self._tap_of(g).unit, self._details(g)) for g in groups),
+            every=self._interval(groups[0]) if groups else 0,
+            overhead=self._overhead(groups[0]) if groups else float("nan"),
         )

@@ -70,7 +70,7 @@ class FisherFloorSGD(FisherOptimizer):
             likelihood, and measure each step while information is short.
         directions: "auto" watches the whole space up to 256 parameters, else 16 random rank-one directions; names of
             modules or parameters, or `Contrast` objects between outputs; "per_layer" or "tracked"; or per parameter a tensor
-            [k, *parameter], by name or in order. What carries no information whatever the data is left out.
+            [k, *parameter], by name or in order, or by name `Directions`. What never carries information is left out.
         likelihood: of the model's output; with it Γ is the model Fisher, else the second moment of the scores.
         fisher: how the model Fisher is had: "hutchinson" by one more backward from random cotangents, "sampled" by one
             from labels drawn of the model, "exact" by k jvps in eval mode on the inputs of the step's forwards; "auto" is
@@ -82,8 +82,8 @@ class FisherFloorSGD(FisherOptimizer):
         data_size: the number of distinct samples, beyond which repeats are no evidence; None counts each as new.
         held_out: a loader or list of batches that are not trained on, inputs or (inputs, labels): one is measured with
             each reading, in groups of the model's parameters, and reported by itself. Needs the model and a likelihood.
-        every: steps between measurements; "auto" takes the first ten and then each tenth.
-        overhead: the share of a step that measuring may cost.
+        every: steps between measurements; "auto" takes the first ten, and then as few as `overhead` asks, at most each tenth.
+        overhead: the share of a step that measuring is expected to cost, by the work model of `explain`.
         smoothing: decay of the running mean of Γ; "auto" is .9, or as long as Γ needs to be known within one half.
 
     Raises:
@@ -93,6 +93,7 @@ class FisherFloorSGD(FisherOptimizer):
     """
 
     _kept = ("_chosen", "_exact", "_held_out")
+    _cubed = 130.0  # several spectra, of the information and of what its noise leaves of it
 
     def __init__(
         self,
@@ -201,8 +202,13 @@ class FisherFloorSGD(FisherOptimizer):
         if bool(group["near"]) and MODES[group["mode"]].insistent:
             return True
         if group["every"] == "auto" and tracking.is_tracked(tap):
-            return tracking.is_due(group, self._likelihood is not None)
+            return tracking.is_due(group)
         return super()._due(group)
+
+    def _interval(self, group: Group) -> int:
+        if group["every"] == "auto" and tracking.is_tracked(self._tap_of(group)):
+            return tracking.spacing(group)
+        return super()._interval(group)
 
     def _arm(self, tap: Tap, group: Group) -> None:
         super()._arm(tap, group)

@@ -15,21 +15,24 @@ Reference: bercu2020efficient, ljung1983theory
 from __future__ import annotations
 
 from fisheropt.optim.group import Group
+from fisheropt.optim.metrics.schedule import SOON
 from fisheropt.optim.metrics.structure import InMetric
 
 NAMES = ("constant", "running")
+_NEAR = 0.5  # of what is far
 _FAR = 4.0  # ‖ĝ‖²_P in units of its noise V/b, above which the fit is still travelling
 _SURE = 4.75  # standard normal deviations: of a million gradients of pure noise one is taken for travelling
-_RISE, _SOON, _STAIRS = 3, 10.0, 4
+_RISE, _STAIRS = 3, 4
 
 
 def fresh() -> Group:
     """The state of a group before any step.
 
-    Σbw, Σbw², the mean weight of the first epoch, the weight of the last reading, and after how many samples the gradient was
-    last clear of its noise.
+    Σbw, Σbw², the mean weight of the first epoch, the weight of the last reading, after how many samples the gradient was
+    last clear of its noise, one sample's noise when it was last asked for, and whether it is to be asked for again.
     """
-    return {"gain_total": 0.0, "gain_squared": 0.0, "gain_unit": 0.0, "gain_read": 0.0, "gain_from": 0.0}
+    zero = ("total", "squared", "unit", "read", "from", "noise", "alarm")
+    return {f"gain_{name}": 0.0 for name in zero}
 
 
 def check(data_size: int | None) -> None:
@@ -52,7 +55,7 @@ def weight(group: Group, dimension: int) -> float:
         if unit:
             return float(unit * (epoch + 1) ** _STAIRS)
     seen = samples - group["gain_from"] + batch
-    return float((seen / (seen + _SOON * (dimension + batch))) ** _RISE)
+    return float((seen / (seen + SOON * (dimension + batch))) ** _RISE)
 
 
 def decay(group: Group, dimension: int) -> float:
@@ -70,7 +73,21 @@ def read(group: Group, dimension: int, seen: InMetric | None) -> None:
     """
     if seen is not None and seen.squared > far(dimension) * seen.noise:
         group.update(gain_total=0.0, gain_squared=0.0, gain_from=group["samples"])
+    if seen is not None:
+        group.update(gain_noise=seen.noise * group["count"], gain_alarm=0.0)
     group["gain_read"] = weight(group, dimension)
+
+
+def watch(group: Group, dimension: int, squared: float) -> None:
+    """Between readings whose noise is asked for, ask for it at the next one if a gradient seems clear of it.
+
+    Args:
+        group: the parameter group.
+        dimension: d.
+        squared: ‖ĝ‖²_P.
+    """
+    if squared * group["count"] > _NEAR * far(dimension) * group["gain_noise"]:
+        group["gain_alarm"] = 1.0
 
 
 def take(group: Group, dimension: int) -> float:

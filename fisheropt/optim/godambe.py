@@ -20,7 +20,9 @@ from fisheropt.control import AdaptiveBatchSampler, Controller, GradientNoise
 from fisheropt.inference.covariance import SandwichCovariance
 from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import gain as gains
-from fisheropt.optim import metrics, running, temperature
+from fisheropt.optim import metrics, recursive, running, temperature
+from fisheropt.optim.amp import LossScale
+from fisheropt.optim.eager import eager
 from fisheropt.optim.group import Group
 from fisheropt.optim.metrics import basis
 from fisheropt.optim.metrics.full import check
@@ -30,7 +32,8 @@ from fisheropt.optim.signal import gradient_noise
 from fisheropt.optim.steered import SteeredOptimizer
 from fisheropt.optim.steering import Steering
 from fisheropt.statistics import JointStatistic
-from fisheropt.taps import Tap
+from fisheropt.taps import SampleTap, Tap
+from fisheropt.taps.shards import whole
 
 _METRICS = ("curvature", "fisher", "godambe", None)
 _SMALL = 256  # parameters, of which measuring each step costs little
@@ -77,11 +80,10 @@ class GodambeSGD(SteeredOptimizer):
         sampler: whose `batch_size` it sets; give the same object to DataLoader(batch_sampler=...).
         budget: N, the samples planned in all; for controllers that look ahead.
         advise: log what the controller would do, and do nothing.
-        every: steps between measurements; "auto" takes the first ten and then each tenth, each with gain="running" and up
-            to 256 parameters, with low rank the steps 0, 1, 2, 4,
-            8 and 10, from there on each 1.3 times the one before (15 of the first 125), until they are as many apart as
-            `overhead` allows.
-        overhead: the share of a step that measuring may cost.
+        every: steps between measurements; "auto" takes the first ten, and then as few as `overhead` asks, at most each
+            tenth; each with gain="running" and up to 256 parameters; with low rank, kronecker and diagonal the steps 0, 1,
+            2, 4, 8 and 10, from there on each 1.3 times the one before, until they are as many apart as `overhead` asks.
+        overhead: the share of a step that measuring is expected to cost, by the work model of `explain`.
 
     Raises:
         ValueError: for a group with more parameters than structure="full" serves, or hyper-parameters outside their
@@ -190,12 +192,14 @@ class GodambeSGD(SteeredOptimizer):
                 self._arm(tap, group)
 
     def _due(self, group: Group) -> bool:
+        own = metrics.interval(group, self._tap_of(group), self._likelihood is not None)
+        return super()._due(group) if own is None else metrics.scheduled(int(group["steps"]), own)
+
+    def _interval(self, group: Group) -> int:
         tap = self._tap_of(group)
-        interval = metrics.of(tap).interval(group, tap, self._likelihood is not None)
-        if group["every"] != "auto" or interval is None:
-            often = group["every"] == "auto" and group["gain"] == "running" and _dimension(tap) <= _SMALL
-            return often or super()._due(group)
-        return metrics.scheduled(int(group["steps"]), interval)
+        own = metrics.interval(group, tap, self._likelihood is not None)
+        often = group["every"] == "auto" and group["gain"] == "running" and tap.dimension <= _SMALL
+        return own or (1 if often else super()._interval(group))
 
     def _arm(self, tap: Tap, group: Group) -> None:
         super()._arm(tap, group)
@@ -204,14 +208,23 @@ class GodambeSGD(SteeredOptimizer):
     def _decay(self, group: Group, count: int) -> float:
         if group["gain"] == "constant":
             return running.growing(group["measured"])
-        return gains.decay(group, _dimension(self._tap_of(group)))
+        return gains.decay(group, self._tap_of(group).dimension)
+
+    @eager
+    def _advanced(self, scale: LossScale) -> bool:
+        group, tap = self.param_groups[0], self._taps[0]
+        alone = len(self._taps) == 1 and self._steering.idle and scale.of_statistics is None
+        if not (alone and isinstance(tap, SampleTap) and tap.rows() is not None and recursive.serves(group, tap)):
+            return False
+        recursive.advance(group, tap, self._decay)
+        return True
 
     def _learn(self, group: Group, reading: Reading) -> None:
         decay, tap = self._decay(group, reading.count), self._tap_of(group)
         if reading.information is not None:
             running.add(group, "information", reading.information, reading.count, decay)
         seen = metrics.of(tap).learn(group, tap, self.state, reading, decay)
-        gains.read(group, _dimension(tap), seen)
+        gains.read(group, tap.dimension, seen)
         if group is self.param_groups[0]:
             self._latest, self._latest_in_metric = reading, seen
 
@@ -229,7 +242,7 @@ class GodambeSGD(SteeredOptimizer):
         if not group["metric_ready"]:
             return list(torch._foreach_mul(grads, group["share"]))
         tap = self._tap_of(group)
-        gain = group["share"] * gains.take(group, _dimension(tap))
+        gain = group["share"] * gains.take(group, tap.dimension)
         return metrics.of(tap).apply(group, tap, self.state, gain, parameters, grads)
 
     def sandwich(self, group: int = 0, *, samples: int | None = None) -> SandwichCovariance:
@@ -264,9 +277,8 @@ class GodambeSGD(SteeredOptimizer):
         remark = f"measured while training; n = {count}, " + (
             "as given" if samples is not None else "from the gradients seen"
         )
-        return SandwichCovariance.of_moments(
-            self._tap_of(held).parameters, held["information"], held["covariance"], count, remarks=[remark]
-        )
+        estimate = {name: whole(p.detach()) for name, p in self._tap_of(held).parameters.items()}
+        return SandwichCovariance.of_moments(estimate, held["information"], held["covariance"], count, remarks=[remark])
 
     def _details(self, group: Group) -> dict[str, Any]:
         details: dict[str, Any] = {"metric": group["metric"], "damping": group["metric_damping"]}
@@ -286,7 +298,3 @@ class GodambeSGD(SteeredOptimizer):
             return verdict, advice
         said, more = temperature.words(groups[0], self._steering, tap.unit)
         return f"{verdict} {said}", (*advice, *more)
-
-
-def _dimension(tap: Tap) -> int:
-    return sum(p.numel() for p in tap.parameters.values())

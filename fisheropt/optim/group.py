@@ -19,6 +19,8 @@ from fisheropt.taps import Tap
 
 Group = dict[str, Any]
 
+UNKNOWN = -1.0
+"""What measuring is expected to add, in plain steps, before a reading; 0 where the shapes do not tell."""
 _COUNTERS = ("steps", "samples", "measured", "unseen", "outside", "skipped", "count", "signal")
 
 
@@ -88,6 +90,7 @@ def start_noise(group: Group, tap: Tap | None) -> None:
     """
     for key in _COUNTERS:
         group.setdefault(key, 0.0)
+    group.setdefault("extra", UNKNOWN)
     if tap is None:
         return
     shape = noise_shape(tap)

@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
-from fisheropt.likelihoods import Likelihood, resolve
-from fisheropt.optim.group import Group, check, device_of, named, start_noise, with_names
+from fisheropt.likelihoods import Likelihood, of_loss
+from fisheropt.optim import expectation
+from fisheropt.optim.group import UNKNOWN, Group, check, device_of, named, start_noise, with_names
 from fisheropt.statistics import JointStatistic, Trace
+from fisheropt.statistics.layerwise import Layerwise
+from fisheropt.statistics.response import Response
 from fisheropt.taps import MicrobatchTap, SampleTap, Tap
+from fisheropt.taps.expected import FIRST, interval
+from fisheropt.taps.shards import cut
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-
-_EVERY_STEP_UNTIL = 10
-_INTERVAL = 10
 
 
 class ObservingOptimizer(Optimizer, ABC):
@@ -34,13 +35,15 @@ class ObservingOptimizer(Optimizer, ABC):
 
     _kept: ClassVar[tuple[str, ...]] = ()
     """Attributes of a subclass that must survive pickle and deepcopy."""
+    _cubed: ClassVar[float] = 4.0
+    """Operations by which a matrix of readings is taken in, for each entry of its cube: a factor and an inverse."""
 
     def __init__(
         self, params_or_model: Parameters | nn.Module, defaults: Group, likelihood: Likelihood | str | None
     ) -> None:
         check(defaults)
         self._model = params_or_model if isinstance(params_or_model, nn.Module) else None
-        self._likelihood = resolve(likelihood)
+        self._likelihood = of_loss(likelihood)
         if self._likelihood is not None and self._model is None:
             raise ValueError(
                 f"{type(self).__name__}(parameters, likelihood={likelihood!r}) cannot see the model's output; "
@@ -89,10 +92,13 @@ class ObservingOptimizer(Optimizer, ABC):
         statistic = self._statistic(group, parameters) if parameters else None
         if statistic is None:
             return None
-        if any(isinstance(p, DTensor) for p in parameters.values()):
+        if cut(parameters.values()) and isinstance(statistic, Response | Layerwise):
             raise TypeError(
-                f"{type(self).__name__} cannot yet measure parameters sharded by fully_shard; switch its feature off, or "
-                f"train with DistributedDataParallel"
+                f"{type(self).__name__} cannot yet measure parameters sharded by fully_shard with tracked directions "
+                f"(structure='lowrank', directions='tracked') or parameter by parameter (structure='kronecker', "
+                f"'diagonal'): these need whole matrices on each rank. Write directions='auto'; put at most 4,096 "
+                f"parameters into a group of their own, structure='full', and metric=None for the others; or train with "
+                f"DistributedDataParallel"
             )
         inside = set() if self._model is None else {id(p) for p in self._model.parameters()}
         if self._model is None or not any(id(p) in inside for p in parameters.values()):
@@ -101,22 +107,33 @@ class ObservingOptimizer(Optimizer, ABC):
 
     def _tap_of(self, group: Group) -> Tap:
         """The tap of a measured group."""
-        return next(
-            tap for tap, held in zip(self._taps, self.param_groups, strict=True) if held is group and tap is not None
-        )
+        for tap, held in zip(self._taps, self.param_groups, strict=True):
+            if held is group and tap is not None:
+                return tap
+        raise LookupError("the group has no tap")
 
     def _arm(self, tap: Tap, group: Group) -> None:
         """Switch the tap on if the step that comes next is measured."""
+        if group["measured"] and group["extra"] == UNKNOWN and isinstance(tap, SampleTap):
+            group["extra"] = expectation.extra(tap, self._cubed)
         tap.enable(self._due(group))
         if isinstance(tap, SampleTap):
             tap.channel.seed = int(group["steps"]) << 16
 
     def _due(self, group: Group) -> bool:
-        """Whether the step that comes next is measured: the first ten, then each tenth, unless `every` says otherwise."""
-        steps, every = int(group["steps"]), group["every"]
-        if every == "auto":
-            return steps < _EVERY_STEP_UNTIL or steps % _INTERVAL == 0
-        return steps % int(every) == 0
+        """Whether the step that comes next is measured; with every="auto" the first ten, then each as `overhead` allows."""
+        steps = int(group["steps"])
+        return (group["every"] == "auto" and steps < FIRST) or steps % self._interval(group) == 0
+
+    def _interval(self, group: Group) -> int:
+        """How many steps apart the group is measured, in the end."""
+        return (
+            interval(max(0.0, group["extra"]), group["overhead"]) if group["every"] == "auto" else int(group["every"])
+        )
+
+    def _overhead(self, group: Group) -> float:
+        """What measuring is expected to add to a step on average, after the first ten; nan where it is not known."""
+        return group["extra"] / self._interval(group) if group["extra"] > 0 else float("nan")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients and the readings that their backward has left."""

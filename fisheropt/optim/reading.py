@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -54,8 +55,10 @@ class Reading:
     @property
     def finite(self) -> bool:
         """Whether every number is finite; reads a value back to the host."""
-        held = (self.gradient, self.second, self.information)
-        return all(bool(x.isfinite().all()) for x in held if x is not None)
+        held = [self.gradient.sum(), _scale(self.second)]
+        if self.information is not None:
+            held.append(_scale(self.information))
+        return all(math.isfinite(float(x)) for x in held)
 
     def leading(self, k: int) -> Reading:
         """The same in the first k directions."""
@@ -67,6 +70,11 @@ class Reading:
             information=None if self.information is None else self.information[:k, :k],
             between=None if self.between is None else self.between.leading(k),
         )
+
+
+def _scale(matrix: Tensor) -> Tensor:
+    """The trace of a sum of squares, which is finite where all of it is."""
+    return matrix.trace() if matrix.ndim else matrix
 
 
 def read(tap: Tap, scale: float) -> Reading | None:
@@ -89,7 +97,7 @@ def read(tap: Tap, scale: float) -> Reading | None:
     between = None
     if isinstance(tap, SampleTap) and tap.channel.parallel:
         between = between_ranks(augmented, scale)
-        augmented = reduce_augmented(augmented)
+        augmented = reduce_augmented(augmented, tap.divisor())
         information = None if information is None else reduce_sum(information.double())
     moments = joint_moments(augmented).unscaled(scale)
     reading = Reading(
@@ -110,7 +118,7 @@ def _sample(tap: Tap, count: int, scale: float, tracked: int, centred: bool) -> 
     parallel = isinstance(tap, SampleTap) and tap.channel.parallel
     return Sample(
         count=count,
-        unit=count / (scale * (ranks() if parallel else 1)),
+        unit=count / (scale * (tap.divisor() if isinstance(tap, SampleTap) else 1)),
         tracked=tracked,
         dimension=sum(p.numel() for p in tap.parameters.values()),
         centred=centred and count > 1,
@@ -162,16 +170,23 @@ def _responding(tap: Tap, statistic: Response, reading: Reading, scale: float, m
 
 
 def _traces(tap: Tap, scale: float) -> Reading:
-    """Traces summed over parameters; over ranks each rank's own unbiased V and ‖∇L‖² are averaged."""
+    """Traces summed over parameters.
+
+    Over the ranks of DistributedDataParallel V is pooled within ranks and ‖∇L‖² the mean of their own, so that nothing of
+    the parameters' size travels. A rank may have any number of samples, one included.
+    """
     sums = [moments.unscaled(scale) for moments in tap.all_sums().values()]
     count = sums[0].count
     second = torch.stack([m.second.double() for m in sums]).sum() * count
     squared = torch.stack([m.total.double() for m in sums]).sum()
-    if count < 2:
+    noise, dof, inverse = (second - squared) * count, count - 1.0, 1 / count
+    if isinstance(tap, SampleTap) and tap.channel.parallel and not tap.channel.sharded:
+        own = [second, squared, noise, noise.new_tensor(dof), noise.new_tensor(inverse), noise.new_tensor(count)]
+        pooled = reduce_sum(torch.stack([x.double() for x in own]))
+        second, squared, noise = pooled[0] / ranks(), pooled[1] / ranks(), pooled[2]
+        dof, inverse, count = float(pooled[3]), float(pooled[4]) / ranks(), round(float(pooled[5]))
+    if dof < 1:
         return Reading(count, squared.sqrt(), second, None, None)
-    noise = torch.stack([m.covariance().per_sample().value.double() for m in sums]).sum()
-    signal = squared - noise / count
-    if isinstance(tap, SampleTap) and tap.channel.parallel:
-        pooled = reduce_sum(torch.stack([second, noise, signal, torch.full_like(noise, ranks() * count)])) / ranks()
-        second, noise, signal, count = pooled[0], pooled[1], pooled[2], round(float(pooled[3]))
+    noise = noise / dof
+    signal = squared - noise * inverse
     return Reading(count, (signal + noise / count).clamp_min(0).sqrt(), second, noise, None)

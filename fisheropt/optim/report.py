@@ -74,6 +74,8 @@ class Report:
         verdict: what the noise says, in a sentence.
         advice: what to do about it.
         groups: one report a parameter group that has been measured.
+        every: how many steps apart the first of them is measured, after the first steps.
+        overhead: what that is expected to add to a step on average, by the work model; nan where no shapes are known.
     """
 
     optimizer: str
@@ -84,14 +86,19 @@ class Report:
     verdict: str
     advice: tuple[str, ...]
     groups: tuple[GroupReport, ...]
+    every: int = 0
+    overhead: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """The report as nested dictionaries, lists, numbers and strings, ready for JSON."""
         plain = {key: value for key, value in vars(self).items() if key not in ("groups", "advice")}
+        plain["overhead"] = None if math.isnan(self.overhead) else self.overhead
         return plain | {"advice": list(self.advice), "groups": [group.as_dict() for group in self.groups]}
 
     def __str__(self) -> str:
         head = f"{self.optimizer}: {self.steps} steps, noise measured on {self.measurements}, {self.skipped} skipped"
+        if self.every and not math.isnan(self.overhead):
+            head += f"; from now on every {self.every}, expected overhead {self.overhead:.1%}"
         return "\n".join(
             [head, f"  {self.verdict}", *(str(g) for g in self.groups), *(f"  → {a}" for a in self.advice)]
         )

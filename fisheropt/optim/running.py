@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fisheropt.optim.rows import Product
+
 
 def start(group: dict[str, Any], key: str, zero: Tensor) -> None:
     """Put an empty running mean into the group."""
@@ -17,21 +19,24 @@ def start(group: dict[str, Any], key: str, zero: Tensor) -> None:
     group.setdefault(f"{key}_weight_squared", 0.0)
 
 
-def add(group: dict[str, Any], key: str, value: Tensor, weight: float, decay: float) -> None:
+def add(group: dict[str, Any], key: str, value: Tensor | Product, weight: float, decay: float) -> None:
     """M ← (bW M + w N)/(bW + w), with W ← bW + w and, for the effective number, W₂ ← b²W₂ + w.
 
     Args:
         group: the parameter group.
         key: of the running mean M in it.
-        value: the new reading N.
+        value: the new reading N; a product is formed within the mean.
         weight: w, its number of samples or degrees of freedom.
         decay: b in [0, 1], the factor by which all earlier samples count less.
     """
     kept = decay * group[f"{key}_weight"]
     if kept + weight == 0:
         return
-    mean = group[key].to(value.device)
-    group[key] = mean + (value - mean) * (weight / (kept + weight))
+    share = weight / (kept + weight)
+    if isinstance(value, Product):
+        group[key] = value.mixed(group[key], share)
+    else:
+        group[key] = group[key].to(value.device).lerp(value, share)
     group[f"{key}_weight"] = kept + weight
     group[f"{key}_weight_squared"] = decay**2 * group[f"{key}_weight_squared"] + weight
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fisheropt.control import GradientNoise
 from fisheropt.optim.group import Group
+from fisheropt.optim.metrics.flat import laid
 from fisheropt.optim.reading import Reading
 from fisheropt.taps import Tap
+from fisheropt.taps.shards import dot
 
 
 def gradient_noise(group: Group, reading: Reading, tap: Tap, decay: float) -> GradientNoise | None:
@@ -53,15 +55,13 @@ def decay_in_square(group: Group, gradients: list[Tensor], parameters: list[Tens
     if not weight:
         return 0.0
     sign = -1.0 if group["maximize"] else 1.0
-    return sum(
-        float((weight * p.detach() * (2 * sign * g + weight * p.detach())).sum())
-        for g, p in zip(gradients, parameters, strict=True)
-    )
+    added = [weight * p.detach() for p in parameters]
+    return float(dot(added, [2 * sign * g + a for g, a in zip(gradients, added, strict=True)]))
 
 
 def _decayed(group: Group, gradient: Tensor, tap: Tap) -> Tensor:
     if not group["weight_decay"]:
         return gradient
     sign = -1.0 if group["maximize"] else 1.0
-    flat = torch.cat([p.detach().reshape(-1) for p in tap.parameters.values()]).to(gradient)
-    return sign * gradient + group["weight_decay"] * flat
+    watched = [p.detach() for p in tap.parameters.values()]
+    return sign * gradient + group["weight_decay"] * laid(watched, watched, watched, gradient)

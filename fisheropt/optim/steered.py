@@ -15,6 +15,7 @@ from fisheropt.likelihoods import Likelihood
 from fisheropt.optim import temperature
 from fisheropt.optim.amp import LossScale
 from fisheropt.optim.base import FisherOptimizer
+from fisheropt.optim.eager import eager
 from fisheropt.optim.gathering import Gathering
 from fisheropt.optim.group import Group
 from fisheropt.optim.metrics.structure import InMetric
@@ -24,6 +25,7 @@ from fisheropt.optim.signal import decay_in_square, of_samples
 from fisheropt.optim.steering import Steering, rate
 from fisheropt.taps import Tap
 from fisheropt.taps.reduce import ranks, reduce_sum
+from fisheropt.taps.shards import cut, dot, run_of
 from fisheropt.theory.sketch import CountSketch
 
 _SKETCH = CountSketch()
@@ -66,15 +68,23 @@ class SteeredOptimizer(FisherOptimizer):
                 if tap is not None:
                     tap.clear()
         first = self.param_groups[0]
-        self._steering.state, first["controller_state"] = first["controller_state"] or self._steering.state, {}
+        loaded = {key: x.tolist() if isinstance(x, Tensor) else x for key, x in first["controller_state"].items()}
+        self._steering.state, first["controller_state"] = loaded or self._steering.state, {}
         for group in self.param_groups:
             group["budget"], group["advise"] = self._steering.budget, self._steering.advise
         self._begin()
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with the controller's state in the first group."""
-        state = super().state_dict()
-        state["param_groups"][0]["controller_state"] = dict(self._steering.state)
+        """torch's, with the controller's state in the first group.
+
+        Its histories are tensors there: of lists, DCP takes each number for a key of its own, which a fresh optimizer lacks.
+        """
+        state, first = super().state_dict(), self.param_groups[0]["params"]
+        device = first[0].device if first else None
+        state["param_groups"][0]["controller_state"] = {
+            key: torch.tensor(x, dtype=torch.float64, device=device) if isinstance(x, list) else x
+            for key, x in self._steering.state.items()
+        }
         return state
 
     def _check_saved(self, group: Group) -> None:
@@ -117,9 +127,12 @@ class SteeredOptimizer(FisherOptimizer):
         """P^½ g in any shape; here of P = I."""
         return gradients
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
+    @eager
     def _incomplete(self, scale: LossScale, loss: Any) -> bool:
         arrivals = self._steering.arrivals
+        if arrivals is None and not self._gathering.under_way:
+            self._part, self._parts, self._void = None, 1, False
+            return False
         self._part, self._parts = None if arrivals is None else arrivals.next(), 1
         part = self._part
         if part is None or part.first:
@@ -163,8 +176,11 @@ class SteeredOptimizer(FisherOptimizer):
         else:
             super().zero_grad(set_to_none)
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
+    @eager
     def _control(self, scale: LossScale, loss: Any) -> None:
+        if self._steering.idle:
+            self._latest = None
+            return
         if all(p.grad is None for p in self.param_groups[0]["params"]):
             return
         arrivals, latest, scaled = self._steering.arrivals, self._latest, scale.of_statistics is not None
@@ -205,8 +221,7 @@ class SteeredOptimizer(FisherOptimizer):
             return {"sketches": history.Ring(group)}
         half = rate(group) * group["factor"] / 2
         step = self._preconditioned(group, parameters, gradients)
-        products = [(p * d).sum() - half * d.square().sum() for p, d in zip(parameters, step, strict=True)]
-        return {"drift": float(torch.stack([x.double() for x in products]).sum())}
+        return {"drift": float(dot(parameters, step) - half * dot(step, step))}
 
     def _with_decay(self, group: Group, parameters: list[Tensor], scale: LossScale) -> list[Tensor]:
         held = [p for p in parameters if p.grad is not None]
@@ -239,12 +254,14 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def _sketch(tensors: list[Tensor]) -> Tensor:
-    """Of all of them, device by device; one on "meta" has no numbers."""
+    """Of all of them, device by device; one on "meta" has no numbers. Sketches of the ranks' parts add up."""
     total, offset = torch.zeros(_SKETCH.width), 0
+    shared = cut(tensors)
     for device, run in groupby(tensors, key=lambda tensor: tensor.device):
-        held = list(run)
-        if device.type != "meta":
-            part = _SKETCH(held, offset)
-            total = part if total.device != part.device and not offset else total.to(part.device) + part
-        offset += sum(tensor.numel() for tensor in held)
-    return total
+        for held in [[tensor] for tensor in run] if shared else [list(run)]:
+            if device.type != "meta":
+                own, start = run_of(held[0]) if shared else (held, 0)
+                part = _SKETCH(own, offset + start)
+                total = part if total.device != part.device and not offset else total.to(part.device) + part
+            offset += sum(tensor.numel() for tensor in held)
+    return reduce_sum(total) if shared else total

@@ -83,6 +83,11 @@ class Steering:
         """Of the controller."""
         return None if self.controller is None else self.controller.name
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to steer and nobody to tell of a batch."""
+        return self.controller is None and self.arrivals is None
+
     def wants(self, what: str) -> bool:
         """Whether the controller asks for "loss", "drift" or "sketches"."""
         return self.controller is not None and what in self.controller.needs

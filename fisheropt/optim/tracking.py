@@ -14,7 +14,6 @@ last refresh, is carried over exactly; what was measured before that is lost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +27,7 @@ from fisheropt.optim.group import Group
 from fisheropt.optim.reading import Reading
 from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
+from fisheropt.taps.expected import interval
 from fisheropt.theory.levels import gaussian_level
 
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -38,8 +38,7 @@ SIZE = WATCHED + SCOUTS
 TURNED = 20.0  # degrees
 _INTERVAL = 200
 _FIRST = 20
-_COST = 10.0  # steps of SGD that a reading takes longer: a network 784-512-512-10, batches of 256, one thread
-_COST_MODEL = 12.5  # with the likelihood's own backward
+_COST = 10.0  # steps of SGD that a reading takes longer, where no shapes are known: 784-512-512-10, batches of 256
 _SAMPLES = 4  # a direction, before its place in the order can be told
 
 
@@ -60,10 +59,15 @@ def is_tracked(tap: Tap) -> bool:
     return isinstance(tap.statistic, Response)
 
 
-def is_due(group: Group, likelihood: bool) -> bool:
+def is_due(group: Group) -> bool:
     """Whether to measure: on steps 0, 1, 2, 4, 8, ..., then as often as the cost of measuring stays within `overhead`."""
-    steps, interval = int(group["steps"]), math.ceil((_COST_MODEL if likelihood else _COST) / group["overhead"])
-    return steps % interval == 0 if steps >= interval else steps & (steps - 1) == 0
+    steps, apart = int(group["steps"]), spacing(group)
+    return steps % apart == 0 if steps >= apart else steps & (steps - 1) == 0
+
+
+def spacing(group: Group) -> int:
+    """How many steps apart readings are in the end."""
+    return interval(group["extra"] if group["extra"] > 0 else _COST, group["overhead"])
 
 
 def aim(group: Group, tap: Tap, state: State) -> None:

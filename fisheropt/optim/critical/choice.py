@@ -7,6 +7,7 @@ from collections.abc import Container, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fisheropt.directions import Directions
 from fisheropt.optim.critical.contrast import Contrast
 from fisheropt.optim.critical.given import given, span
 from fisheropt.optim.critical.layers import per_layer
@@ -17,7 +18,7 @@ from fisheropt.statistics import FullCovariance, JointStatistic, Projection
 from fisheropt.statistics.response import Response
 
 Part = str | Contrast
-Chosen = Part | Mapping[str, Tensor] | Sequence[Tensor] | Sequence[Part]
+Chosen = Part | Mapping[str, Tensor] | Mapping[str, Directions] | Sequence[Tensor] | Sequence[Part]
 
 _RANDOM = 16
 
@@ -29,7 +30,7 @@ def statistic(chosen: Chosen, parameters: dict[str, Tensor], others: Container[s
         chosen: "auto" for the whole space up to 256 parameters and for 16 random rank-one directions beyond; "per_layer"
             for four in each module; "tracked" for six that follow the training; names of parameters or modules for the
             whole of their space; `Contrast`s for differences between outputs; or per parameter a tensor [k, *parameter],
-            by name or in the parameters' order. Only the span of directions matters.
+            by name or in the parameters' order, or by name `Directions` of any kind. Only the span of directions matters.
         parameters: the group's trainable parameters, by name.
         others: names of the model's other parameters and modules. What names only these watches nothing here.
 
@@ -48,7 +49,7 @@ def statistic(chosen: Chosen, parameters: dict[str, Tensor], others: Container[s
         return _tracked(parameters)
     if isinstance(chosen, Mapping):
         here = {n: b for n, b in chosen.items() if n in parameters or n not in others}
-        return given(here, parameters) if here else None
+        return _of_mapping(here, parameters) if here else None
     several = [chosen] if isinstance(chosen, str | Contrast) else list(chosen)
     tensors = [part for part in several if isinstance(part, Tensor)]
     if tensors and len(tensors) == len(several):
@@ -77,6 +78,15 @@ def _tracked(parameters: Mapping[str, Tensor]) -> JointStatistic:
     if sum(p.numel() for p in parameters.values()) <= SIZE:
         return FullCovariance()
     return Response(SIZE, WATCHED, traces=False, centred=False)
+
+
+def _of_mapping(named: Mapping[str, Tensor | Directions], parameters: Mapping[str, Tensor]) -> Projection:
+    typed = {name: part for name, part in named.items() if isinstance(part, Directions)}
+    tensors = {name: part for name, part in named.items() if isinstance(part, Tensor)}
+    if typed and tensors:
+        found = " and ".join(f"{type(part).__name__} for {name!r}" for name, part in (tensors | typed).items())
+        raise ValueError(f"directions= found {found}: write DenseDirections(tensor) for the tensors")
+    return Projection(typed) if typed else given(tensors, parameters)
 
 
 def _in_order(tensors: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class Contrast:
 
     def _features(self, weight: Tensor) -> Tensor:
         """Feature directions with the constant 1 as their last entry, [r, p + 1]; all unit vectors where none is given."""
-        size = weight[0].numel()
+        size = weight.shape[1:].numel()
         if self.along is None:
             return torch.eye(size + 1, dtype=torch.float64)
         given = torch.as_tensor(self.along).detach().to("cpu", torch.float64)

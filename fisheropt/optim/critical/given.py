@@ -48,7 +48,12 @@ def span(named: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Proje
         return None
     parts = rows.split([basis[0].numel() for basis in named.values()], 1)
     along: dict[str, Directions] = {
-        name: DenseDirections(part.reshape(-1, *parameters[name].shape).to(parameters[name]))
+        name: DenseDirections(_like(part.reshape(-1, *parameters[name].shape), parameters[name]))
         for name, part in zip(named, parts, strict=True)
     }
     return Projection(along)
+
+
+def _like(basis: Tensor, parameter: Tensor) -> Tensor:
+    """In the dtype and on the device of a parameter, but whole on every rank."""
+    return basis.to(parameter.device, parameter.dtype)

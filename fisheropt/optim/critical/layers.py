@@ -12,7 +12,9 @@ from torch.nn.functional import pad
 
 from fisheropt.directions import Coordinates, Directions, Implicit
 from fisheropt.optim.critical.signs import random_signs
+from fisheropt.persample import Outer
 from fisheropt.statistics import JointStatistic
+from fisheropt.statistics.base import Need
 
 _EACH = 4
 
@@ -45,13 +47,13 @@ class Placed(Directions):
         return self.total
 
     def of_outer(self, g: Tensor, a: Tensor) -> Tensor:
-        return self._padded(self.inner.of_outer(g, a))
+        return self._padded(Outer(g, a).project(self.inner))
 
     def of_dense(self, h: Tensor) -> Tensor:
         return self._padded(self.inner.of_dense(h))
 
     def of_implicit(self, form: Implicit) -> Tensor:
-        return self._padded(self.inner.of_implicit(form))
+        return self._padded(form.project(self.inner))
 
     def combine(self, coefficients: Tensor) -> Tensor:
         return self.inner.combine(coefficients[self.start : self.start + self.inner.count])
@@ -75,6 +77,9 @@ class PerLayer(JointStatistic):
 
     def directions(self, parameters: dict[str, Tensor]) -> dict[str, Directions]:
         return {name: self.along[name] for name in parameters if name in self.along}
+
+    def needs(self, along: Directions | None) -> tuple[Need, ...]:
+        return super().needs(along.inner if isinstance(along, Placed) else along)
 
     def rank(self, parameters: dict[str, Tensor]) -> int:
         return self.blocks[-1].stop

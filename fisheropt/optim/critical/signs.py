@@ -30,5 +30,5 @@ def random_signs(parameters: Mapping[str, Tensor], count: int, seed: int = 0) ->
         if p.ndim < 2:
             along[name] = DenseDirections(signs(p.numel(), p).reshape(count, *p.shape) / total**0.5)
         else:
-            along[name] = RankOneDirections(signs(p.shape[0], p), signs(p[0].numel(), p) / total**0.5)
+            along[name] = RankOneDirections(signs(p.shape[0], p), signs(p.shape[1:].numel(), p) / total**0.5)
     return along

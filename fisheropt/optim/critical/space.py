@@ -32,7 +32,7 @@ def fresh(tap: Tap | None, zero: Tensor) -> Group:
         zero: [k, k].
     """
     found = () if tap is None else _symmetries(tap)
-    rows = None if tap is None else null_space.coordinates(found, tap.parameters, tap.directions)
+    rows = null_space.coordinates(found, _values(tap), tap.directions) if tap is not None and found else None
     group = null_space.fresh(zero, 0 if rows is None else len(rows)) | heterogeneity.fresh(zero)
     if tap is None or not tracking.is_tracked(tap):
         return group
@@ -77,7 +77,7 @@ def learn(group: Group, tap: Tap, state: State, reading: Reading, current: Tenso
     else:
         heterogeneity.learn(group, reading, decay)
     found = _symmetries(tap)
-    rows = null_space.coordinates(found, tap.parameters, tap.directions) if found else None
+    rows = null_space.coordinates(found, _values(tap), tap.directions) if found else None
     null_space.learn(group, current, reading.count, None if rows is None else rows @ group["frame"])
     current = block_diagonal(current, _blocks(group, tap))
     if not carried:
@@ -103,7 +103,7 @@ def details(group: Group, tap: Tap, count: float) -> dict[str, Any]:
         tap: of the group.
         count: effective samples.
     """
-    kinds = null_space.names(group, _symmetries(tap), tap.parameters, tap.directions)
+    kinds = null_space.names(group, *_seen(tap), tap.directions)
     return (
         {"null_left_out": sum(kinds.values()), "null_kinds": kinds}
         | layers(group, tap, count)
@@ -166,6 +166,18 @@ def _left_out(kinds: dict[str, int], size: int) -> str:
 
 def _blocks(group: Group, tap: Tap) -> tuple[Block, ...]:
     return blocks_of(tap.statistic, len(group["information"]))
+
+
+def _values(tap: Tap) -> dict[str, Tensor]:
+    """The parameters in full, gathered where they are cut among ranks; they are few where there are symmetries."""
+    return tap.shards.gathered(tap.parameters) if isinstance(tap, SampleTap) else tap.parameters
+
+
+def _seen(tap: Tap) -> tuple[tuple[Symmetry, ...], dict[str, Tensor]]:
+    """The candidates with the parameters as last gathered, as a report is made by one rank alone; none before."""
+    if not isinstance(tap, SampleTap) or not tap.shards.parameters:
+        return _symmetries(tap), tap.parameters
+    return (_symmetries(tap), tap.shards.last) if tap.shards.last else ((), {})
 
 
 def _symmetries(tap: Tap) -> tuple[Symmetry, ...]:

@@ -15,7 +15,7 @@ from fisheropt.statistics.layerwise import Layerwise as Moments
 from fisheropt.statistics.response import Response
 from fisheropt.taps import Tap
 
-__all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "of", "scheduled"]
+__all__ = ["NAMES", "STRUCTURES", "Structure", "check_rank", "choose", "interval", "of", "scheduled"]
 
 STRUCTURES: dict[str, Structure] = {
     "full": Full(),
@@ -35,6 +35,17 @@ def choose(group: Group, parameters: dict[str, Tensor]) -> Structure:
     """
     small = sum(p.numel() for p in parameters.values()) <= LARGEST
     return STRUCTURES[("full" if small else "lowrank") if group["structure"] == "auto" else group["structure"]]
+
+
+def interval(group: Group, tap: Tap, likelihood: bool) -> int | None:
+    """How many steps apart a structure with a schedule of its own is measured; None for that of all optimizers.
+
+    Args:
+        group: with its `every`.
+        tap: of the group.
+        likelihood: whether its backward runs too.
+    """
+    return of(tap).interval(group, tap, likelihood) if group["every"] == "auto" else None
 
 
 def of(tap: Tap | None) -> Structure:

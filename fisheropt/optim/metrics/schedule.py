@@ -1,11 +1,17 @@
-"""At which steps to measure where a measurement costs as much as many steps."""
+"""At which steps to measure, or to look at a measurement, where that costs as much as many steps."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from fisheropt.optim.group import Group
+
 _FIRST = (0, 1, 2, 4, 8, 10)
 _GROWTH = 13, 10  # in whole numbers, so that no rounding moves a step
+_TENTH = 10
+
+SOON = 10.0
+"""In units of parameters and batch size, after how many samples the weights of gain="running" have risen."""
 
 
 def scheduled(step: int, interval: int) -> bool:
@@ -30,3 +36,17 @@ def _early(interval: int) -> tuple[int, ...]:
     while (grown := -(-steps[-1] * _GROWTH[0] // _GROWTH[1])) - steps[-1] < interval:
         steps.append(grown)
     return tuple(steps)
+
+
+def looks(group: Group, dimension: int, reading: float) -> bool:
+    """Whether a reading is asked if its gradient is clear of its noise.
+
+    Each is while weights rise, then each tenth, and one after a gradient that seems clear of it.
+
+    Args:
+        group: the parameter group.
+        dimension: d.
+        reading: which one of the group's, from 1.
+    """
+    seen = group["samples"] - group["gain_from"] + group["count"]
+    return bool(group["gain_alarm"] or seen <= SOON * (dimension + group["count"]) or reading % _TENTH == 0)
