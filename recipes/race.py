@@ -165,10 +165,11 @@ def chosen_tracks(cfg: DictConfig) -> list[Track]:
     return [MAKE[name](cfg, sizes[name]) for name in cfg.tracks]
 
 
-def chosen(field: Sequence[Entrant], names: Sequence[str] | None) -> list[Entrant]:
+def chosen(field: Sequence[Entrant], names: Sequence[str] | str | None) -> list[Entrant]:
     """The entrants of these names, or with these parts of a name; "ours" and "peers" stand for many."""
     if names is None:
         return list(field)
+    names = [names] if isinstance(names, str) else names
     found = {entrant.name for name in names for entrant in called(field, name)}
     return [entrant for entrant in field if entrant.name in found]
 

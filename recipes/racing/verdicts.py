@@ -101,7 +101,7 @@ def verdict(against: Spread) -> str:
 
 
 def _judged(rows: Sequence[Row], ours: Row, measure: Measure, target: Target) -> tuple[str, float, bool] | None:
-    """The target in words, the number and whether it is met; None where the row that it speaks of is missing."""
+    """The target in words, the number and whether it is met; None where the row that it speaks of is missing or came not."""
     if target.of == "value":
         seen, words = spread(ours["values"][measure.key]).median, f"≤ {target.bound:g}"
         return words, seen, seen <= target.bound
@@ -110,12 +110,11 @@ def _judged(rows: Sequence[Row], ours: Row, measure: Measure, target: Target) ->
         if target.of == "peer"
         else next((row for row in rows if row["entrant"] == target.of), None)
     )
-    if rival is None:
+    if rival is None or not math.isfinite(spread(rival["values"][measure.key]).median):
         return None
     found = ratio(ours["values"][measure.key], rival["values"][measure.key])
     seen = math.inf if found is None else found.median
     name = "the best minibatch peer's" if target.of == "peer" else f"{target.of}'s"
-    name += "" if math.isfinite(spread(rival["values"][measure.key]).median) else " (which did not come)"
     return f"≤ {target.bound:g} of {name}", seen, seen <= target.bound
 
 

@@ -153,6 +153,20 @@ def test_verdicts() -> None:
     assert (partly.median, partly.low, partly.high, partly.reached) == (2.0, 1.0, math.inf, 2)
 
 
+def test_a_target_beside_a_peer_that_never_came_is_not_judged() -> None:
+    measure = Toy.measures[0]
+    ours, theirs = (
+        {"entrant": kind, "kind": kind, "values": {"cost": values}}
+        for kind, values in (("ours", [1.0] * 3), ("peer", [math.inf] * 3))
+    )
+    assert [words for words, _, _ in verdicts.standing([ours, theirs], ours, measure, "only").targets] == ["≤ 1.5"]
+
+
+def test_a_word_alone_is_not_taken_letter_by_letter() -> None:
+    assert race.chosen([MINE, THEIRS], "peers") == [THEIRS]
+    assert race.chosen([MINE, THEIRS], ["ours"]) == [MINE]
+
+
 def test_the_bootstrap_interval_covers_the_median_about_as_often_as_it_says() -> None:
     """Of nine normal numbers; 1000 trials, the standard error of the share is .008."""
     rng = np.random.default_rng(0)
