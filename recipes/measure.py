@@ -1,199 +1,161 @@
 """What seeing the noise costs: python recipes/measure.py
 
-Steps of each optimizer as a ratio to torch.optim.SGD on the same model, measured in turns in one process, so that what else
-the machine does falls on both alike. The median over rounds has a 95 % interval. Nothing is asserted.
+Every statistic in every step, and whole steps of every optimizer, as ratios to a plain forward and backward, or a plain step
+of SGD, in the same process: time and peak memory, with targets beside them, and the peers that are installed in the same run.
+Each call is timed right after a plain one, on a CPU by the time of the process, so that a busy machine falls on both alike;
+the median over rounds has a 95 % interval. Leaves result_*.json and table_*.md in a folder; with --docs the documentation's
+table as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import difflib
+import itertools
+import logging
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor, nn
 
-import fisheropt
 from recipes.files import write_json, write_whole
-from recipes.medians import Interval, median_interval
+from recipes.measuring.choices import NAME, choices
+from recipes.measuring.conduct import Record, measure
+from recipes.measuring.contractions import contractions
+from recipes.measuring.machine import machine, versions
+from recipes.measuring.models import QUICK, SUBJECTS, Subject
+from recipes.measuring.optimizers import optimizers
+from recipes.measuring.peers import peers
+from recipes.measuring.row import Row
+from recipes.measuring.statistics import statistics
+from recipes.measuring.table import table
+from recipes.measuring.targets import targets
+from recipes.measuring.turns import LEAST, Tell, within
+from recipes.progress import telling
 
-CYCLE = 20  # steps a turn: two of the measured steps of the default schedule, one in ten
-WARM = 12  # the first ten steps are all measured
-
-
-@final
-@dataclass(frozen=True)
-class Subject:
-    """A model with its batch.
-
-    Args:
-        build: makes the model.
-        inputs: makes a batch's inputs of the given size.
-        classes: of its output.
-        batch: samples a step.
-    """
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[int], Tensor]
-    classes: int
-    batch: int
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+ROUNDS, QUICK_ROUNDS = 25, 2
 
 
-@final
-class Attention(nn.Module):
-    """One block of self-attention by plain linear layers, and its mean over positions."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down, self.head = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [n, 10] of sequences [n, t, width]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.out(mixed)
-        x = x + self.down(nn.functional.gelu(self.up(x)))
-        logits: Tensor = self.head(x.mean(1))
-        return logits
+def all_rows() -> list[Row]:
+    """In the order of the table."""
+    return [*statistics(), *optimizers(), *peers()]
 
 
-def mlp() -> nn.Module:
-    """784-512-512-10, the reference of the design."""
-    return nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+def measured(
+    subjects: Sequence[Subject], rows: Sequence[Row], rounds: int, device: torch.device
+) -> Iterator[list[Record]]:
+    """The records of all models so far, after each model."""
+    found: list[Record] = []
+    with telling() as tell:
+        for index, subject in enumerate(subjects):
+            part = within(tell, index / len(subjects), (index + 1) / len(subjects))
+            found += measure(subject, rows, rounds, device, _naming(subject.key, part))
+            yield found
 
 
-def cnn() -> nn.Module:
-    """Three convolutions and a head."""
-    layers = (nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(32 * 49, 10))
+def _naming(key: str, tell: Tell) -> Tell:
+    return lambda done, words: tell(done, f"{key}: {words}")
 
 
-SUBJECTS = {
-    "mlp": Subject(mlp, lambda n: torch.randn(n, 784), 10, 256),
-    "head": Subject(lambda: nn.Linear(128, 10), lambda n: torch.randn(n, 128), 10, 256),
-    "cnn": Subject(cnn, lambda n: torch.randn(n, 1, 28, 28), 10, 64),
-    "attention": Subject(lambda: Attention(128, 4), lambda n: torch.randn(n, 32, 128), 10, 32),
-}
-
-Make = Callable[[nn.Module], torch.optim.Optimizer]
-OPTIMIZERS: dict[str, Make] = {
-    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3),
-    "FisherFloorSGD": lambda model: fisheropt.FisherFloorSGD(model, lr=1e-3),
-    "FisherFloorSGD likelihood": lambda model: fisheropt.FisherFloorSGD(model, lr=1e-3, likelihood="categorical"),
-    "FisherFloorSGD off": lambda model: fisheropt.FisherFloorSGD(model, lr=1e-3, floor=None),
-    "GodambeSGD": lambda model: fisheropt.GodambeSGD(model, lr=1e-3, likelihood="categorical"),
-    "GodambeSGD kronecker": lambda model: fisheropt.GodambeSGD(
-        model, lr=1e-3, likelihood="categorical", structure="kronecker"
-    ),
-    "GodambeSGD diagonal": lambda model: fisheropt.GodambeSGD(
-        model, lr=1e-3, likelihood="categorical", structure="diagonal"
-    ),
-    "AdaptiveBatchSGD": lambda model: fisheropt.AdaptiveBatchSGD(model, lr=1e-3),
-}
+def chosen_subjects(names: str | None, device: torch.device, quick: bool) -> list[Subject]:
+    """Those named; else all, on a CPU without the large ones."""
+    known = QUICK if quick else SUBJECTS
+    if names is None:
+        return [subject for subject in known.values() if device.type == "cuda" or not subject.large]
+    return [known[_checked(name, list(known), "--models")] for name in names.split(",")]
 
 
-@final
-class Runner:
-    """One model with one optimizer on one batch."""
-
-    def __init__(self, subject: Subject, make: Make, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.model = subject.build().to(device)
-        self.optimizer = make(self.model)
-        self.x = subject.inputs(subject.batch).to(device)
-        self.y = torch.randint(0, subject.classes, (subject.batch,)).to(device)
-
-    def step(self) -> None:
-        """An ordinary training step."""
-        nn.functional.cross_entropy(self.model(self.x), self.y).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def seconds(self, steps: int) -> float:
-        """Seconds a step, with the device waited for."""
-        _wait(self.x.device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        _wait(self.x.device)
-        return (time.perf_counter() - began) / steps
+def chosen_rows(names: str | None) -> list[Row]:
+    """Those named, by a part of the table, a name, or words in a name."""
+    rows = all_rows()
+    if names is None:
+        return rows
+    found: set[str] = set()
+    for name in (name for name in names.split(",") if name != NAME):
+        named = {row.name for row in rows if name in (row.part, row.name)}
+        named = named or {row.name for row in rows if name.lower() in row.name.lower()}
+        found |= named or {_checked(name, [row.name for row in rows], "--rows")}
+    return [row for row in rows if row.name in found]
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _checked(name: str, known: Sequence[str], option: str) -> str:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+        raise SystemExit(f"measure.py: {option} {name}: there is {', '.join(known)}; write {option} {near!r}")
+    return name
 
 
-def measure(subject: Subject, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """A row for each optimizer that serves the model; one that refuses it gives the first line of its reason."""
-    runners: dict[str, Runner] = {}
-    for name, make in OPTIMIZERS.items():
-        try:
-            runner = Runner(subject, make, device)
-            runner.seconds(WARM)
-            runners[name] = runner
-        except (ValueError, RuntimeError, TypeError) as error:
-            yield {"optimizer": name, "refused": str(error).splitlines()[0]}
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, runner in runners.items():
-            times[name].append(runner.seconds(CYCLE))
-    for name, seen in times.items():
-        ratio = median_interval([a / b for a, b in zip(seen, times["SGD"], strict=True)])
-        milliseconds = median_interval([1e3 * value for value in seen])
-        yield {"optimizer": name, "ratio": vars(ratio), "milliseconds": vars(milliseconds)}
+def devices(given: str) -> list[torch.device]:
+    """ "auto" is the CPU, and a GPU where there is one."""
+    if given != "auto":
+        return [torch.device(given)]
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
-def table(rows: list[dict[str, Any]], about: str) -> str:
-    """The rows as Markdown."""
-    lines = ["| model | optimizer | ms a step | ratio to SGD (95 % interval) |", "|---|---|---|---|"]
-    for row in rows:
-        if "refused" in row:
-            lines.append(f"| {row['model']} | {row['optimizer']} | – | refused: {row['refused']} |")
-            continue
-        ratio, cost = Interval(**row["ratio"]), Interval(**row["milliseconds"])
-        shown = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-        lines.append(f"| {row['model']} | {row['optimizer']} | {cost.median:.3g} | {shown} |")
-    return "\n".join([*lines, "", f"*{about}*"]) + "\n"
+def report(device: torch.device, given: argparse.Namespace) -> Path:
+    """Measure on one device and write what was seen; returns the table's path."""
+    rows = chosen_rows(given.rows)
+    subjects = chosen_subjects(given.models, device, given.quick) if rows else []
+    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
+    load = f"load {os.getloadavg()[0]:.1f} when it began" if hasattr(os, "getloadavg") else ""
+    command = f"`python recipes/measure.py{_command(given)}`"
+    turns = f"{rounds} rounds, of calls that take long {LEAST} at least"
+    about = "; ".join([machine(device, given.threads), versions(), turns, load, command])
+    aims = [] if given.quick else targets(device.type)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    text, path = "", given.folder / f"table_{device.type}.md"
+    choosing = contractions(rounds) if chooses(given, device) else []
+    more = [choices(choosing)] if choosing else []
+    for records in itertools.chain([[]], measured(subjects, rows, rounds, device)):  # what is done is written at once
+        text = table(records, subjects, aims, about, more)
+        write_json(given.folder / f"result_{device.type}.json", {"about": about, "records": records, NAME: choosing})
+        write_whole(path, text)
+    print(text)
+    if given.docs:
+        write_whole(DOCS / f"cost_{device.type}.md", text)
+    return path
+
+
+def chooses(given: argparse.Namespace, device: torch.device) -> bool:
+    """Whether the choices of the work model are measured: with the whole table of a CPU, or if asked for."""
+    words = (given.rows or "").split(",")
+    return NAME in words or (given.rows is None and device.type == "cpu" and not given.quick)
+
+
+def _command(given: argparse.Namespace) -> str:
+    """What of the command line the numbers depend on."""
+    words = [f" --{key} {vars(given)[key]}" for key in ("models", "rows", "rounds") if vars(given)[key]]
+    return "".join(words) + (" --quick" if given.quick else "")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--models", help=f"some of {','.join(SUBJECTS)}; on a CPU all but the last if left out")
+    made.add_argument("--rows", help="parts (statistics,optimizers,peers,contractions) or words in the names of rows")
+    made.add_argument("--rounds", type=int, help=f"turns of each row; {ROUNDS} if left out")
+    made.add_argument("--threads", type=int, default=1, help="of torch on the CPU; 1 if left out")
+    made.add_argument("--device", default="auto", help="cpu, cuda, or auto: the CPU and, where there is one, the GPU")
+    made.add_argument("--folder", type=Path, default=Path("logs/measure"), help="for table_*.md and result_*.json")
+    made.add_argument("--quick", action="store_true", help="small models and few rounds, to see that every row runs")
+    made.add_argument("--docs", action="store_true", help="write docs/benchmarks/cost_cpu.md or cost_cuda.md as well")
+    return made
 
 
 def main() -> None:
-    """Measure what the command line asks for, print the table, and leave it with its numbers in a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(SUBJECTS), help="some of " + ", ".join(SUBJECTS))
-    parser.add_argument("--rounds", type=int, default=15, help=f"turns of {CYCLE} steps for each optimizer")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--folder", type=Path, default=Path("logs/measure"), help="for table.md and result.json")
-    given = parser.parse_args()
+    """Measure what the command line asks for, print the table, and say where it is."""
+    given = parser().parse_args()
+    if given.docs and (given.quick or given.models or given.rows):
+        raise SystemExit("measure.py: --docs writes the whole table; leave out --quick, --models and --rows")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.threads)
-    device, rows = torch.device(given.device), []
-    for name in given.models.split(","):
-        if name not in SUBJECTS:
-            parser.error(f"--models {given.models}: {name!r} is none of {', '.join(SUBJECTS)}")
-        print(f"measuring {name} ...", flush=True)
-        rows += [{"model": name, **row} for row in measure(SUBJECTS[name], given.rounds, device)]
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()}, {given.threads} thread(s)"
-    )
-    about = (
-        f"{where}; torch {torch.__version__}; {given.rounds} turns of {CYCLE} steps, measuring on the default schedule"
-    )
-    given.folder.mkdir(parents=True, exist_ok=True)
-    write_json(given.folder / "result.json", {"about": about, "rows": rows})
-    write_whole(given.folder / "table.md", table(rows, about))
-    print(table(rows, about) + f"\ntable: {given.folder / 'table.md'}")
+    for device in devices(given.device):
+        print(f"table: {report(device, given)}")
 
 
 if __name__ == "__main__":

@@ -66,9 +66,13 @@ class ConfigError(ValueError):
 
 
 def register() -> None:
-    """Tell Hydra the schema and the resolvers; before `hydra.main` runs, and harmless to repeat."""
+    """Tell Hydra the schema and the resolvers; before `hydra.main` runs, and harmless to repeat.
+
+    Importing this module does it as well: the processes of a launcher unpickle the job, which imports it, and compose by
+    themselves. The number that tells runs apart is asked for once, in the process that launches them.
+    """
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
-    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("unless_resumed", _unless_resumed, replace=True)
 
@@ -103,3 +107,6 @@ def _run_dir(resume: str | None, new: str) -> str:
 def _unless_resumed(resume: str | None, value: str) -> str | None:
     """Keep Hydra from writing the new command line over the record of the old run."""
     return value if resume is None else None
+
+
+register()

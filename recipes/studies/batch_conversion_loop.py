@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -31,7 +33,13 @@ def trained(
     sampler = AdaptiveBatchSampler(data.x, batch_size, seed=seed)
     loader = DataLoader(TensorDataset(data.x, data.y), batch_sampler=sampler)
     optimizer = AdaptiveBatchSGD(
-        model, lr, sampler=sampler, controller=controller, budget=epochs * len(data.x), weight_decay=WEIGHT_DECAY
+        model,
+        lr,
+        sampler=sampler,
+        controller=controller,
+        budget=epochs * len(data.x),
+        weight_decay=WEIGHT_DECAY,
+        overhead=math.inf,  # the first ten steps and each tenth, as the page's numbers were made
     )
     steps = 0
     while sampler.epoch < epochs:

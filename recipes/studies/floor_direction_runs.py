@@ -183,8 +183,13 @@ def _settings(bench: Bench, choice: str, seed: int) -> dict[str, Any]:
     return (
         {"floor": 0}
         if choice in ("none", "stopped")
-        else {"mode": bench.mode, "directions": _directions(bench, choice, seed)}
+        else {"mode": bench.mode, "directions": _directions(bench, choice, seed)} | _often(choice)
     )
+
+
+def _often(choice: str) -> dict[str, Any]:
+    """The first ten steps and each tenth, as the page's numbers were made; tracked directions have their own schedule."""
+    return {} if choice == "tracked" else {"overhead": math.inf}
 
 
 def _directions(bench: Bench, choice: str, seed: int) -> str | dict[str, Tensor]:
