@@ -11,7 +11,7 @@ Reference: sun2025
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import final
 
@@ -28,10 +28,23 @@ _WIDE = 4  # bytes of float32
 class Likelihood(ABC):
     """A negative log-likelihood of the model's output, whose mean over samples is the loss.
 
-    Its scale matters, as H is taken from the likelihood and the gradient from the loss: for "gaussian" the loss is
-    `F.mse_loss(...) / 2`, summed over outputs; labels of one sample are summed, samples averaged. An optimizer that is given
-    "categorical" takes the loss for F.cross_entropy's mean over all labels, of sequences too.
+    Its scale matters, as H is taken from the likelihood and the gradient from the loss. An optimizer that is given a name
+    takes the loss for torch's of that name, a mean over all labels of all samples: F.cross_entropy, of sequences too,
+    F.binary_cross_entropy_with_logits, `F.mse_loss(...) / 2`, F.poisson_nll_loss. An object sums the labels of a sample.
+
+    Args:
+        averaged: whether the loss of a sample is the mean over its labels, and not their sum.
     """
+
+    averaged: bool = field(default=False, kw_only=True)
+
+    def labels(self, logits: Tensor) -> int:
+        """T, the labels of one sample."""
+        return logits[0].numel() if len(logits) else 1
+
+    def scale(self, logits: Tensor) -> float:
+        """1/√T where the loss of a sample is the mean over its T labels, so that I becomes their mean."""
+        return max(1, self.labels(logits)) ** -0.5 if self.averaged else 1.0
 
     @abstractmethod
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
@@ -59,21 +72,19 @@ class Categorical(Likelihood):
     """
 
     dim: int | None = None
-    averaged: bool = False
 
     def axis(self, logits: Tensor) -> int:
         """The axis of the classes."""
         if self.dim is None and logits.ndim > 3:
             raise ValueError(
                 f"likelihood='categorical' takes the last axis for the classes, found logits of shape "
-                f"{tuple(logits.shape)}; write likelihood=fisheropt.likelihoods.Categorical(dim=1)"
+                f"{tuple(logits.shape)}; write likelihood=fisheropt.likelihoods.Categorical(dim=1, averaged=True) for "
+                f"F.cross_entropy's mean over all labels, without averaged=True for a loss that sums those of a sample"
             )
         return -1 if self.dim is None else self.dim
 
-    def scale(self, logits: Tensor) -> float:
-        """1/√T where the loss of a sample is the mean over its T labels, so that I becomes their mean."""
-        labels = logits[0].numel() // logits.shape[self.axis(logits)] if logits.ndim > 1 and len(logits) else 1
-        return labels**-0.5 if self.averaged else 1.0
+    def labels(self, logits: Tensor) -> int:
+        return super().labels(logits) // logits.shape[self.axis(logits)] if logits.ndim > 1 else 1
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
         dim = self.axis(logits)
@@ -88,7 +99,8 @@ class Bernoulli(Likelihood):
     """One logit a label, also several labels: I = diag(σ(1-σ)). With one logit a sample no randomness is left."""
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        return signs / (logits * 0.5).cosh().mul_(2)  # √(σ(z)σ(-z)), where both would round to 0 or 1 too
+        half = 0.5 * self.scale(logits)
+        return half * signs / (logits * 0.5).cosh()  # √(σ(z)σ(-z)), where both would round to 0 or 1 too
 
 
 @final
@@ -103,7 +115,7 @@ class Gaussian(Likelihood):
     variance: float = 1.0
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        return signs / self.variance**0.5
+        return signs * (self.scale(logits) / self.variance**0.5)
 
 
 @final
@@ -112,7 +124,7 @@ class Poisson(Likelihood):
     """Counts with log link, rate eᶻ: I = diag eᶻ."""
 
     def factor(self, logits: Tensor, signs: Tensor) -> Tensor:
-        return (logits / 2).exp() * signs
+        return self.scale(logits) * (logits / 2).exp() * signs
 
 
 @singledispatch
@@ -226,6 +238,6 @@ def resolve(likelihood: Likelihood | str | None) -> Likelihood | None:
 
 
 def of_loss(likelihood: Likelihood | str | None) -> Likelihood | None:
-    """The likelihood whose negative logarithm torch's loss of that name is: of "categorical" the mean over all labels."""
+    """The likelihood of an optimizer: of a name that of torch's loss, a mean over all labels; an object as it is."""
     found = resolve(likelihood)
-    return Categorical(averaged=True) if likelihood == "categorical" else found
+    return replace(found, averaged=True) if found is not None and isinstance(likelihood, str) else found

@@ -33,7 +33,8 @@ class Journal:
     """Keeps the record of one run, going on where the run's last checkpoint stands.
 
     Args:
-        parts: what is trained and by what; brought to the checkpoint's state.
+        parts: what is trained and by what; brought to the checkpoint's state. Of several processes each keeps the same
+            record, as evaluations may need them all, and the first writes it.
         cfg: the run's configuration.
         folder: the run's directory.
         optimum: f*, where known.
@@ -57,7 +58,8 @@ class Journal:
         self._losses = 0
         self._started = False
         self._earlier = 0.0
-        self._metrics = Metrics(folder, self._restore())
+        length = self._restore()
+        self._metrics = Metrics(folder, length) if parts.parallel.first else None
         self._ticks = parts.ticks
         self._began = self._saved = time.perf_counter()
 
@@ -89,50 +91,68 @@ class Journal:
 
     def close(self) -> None:
         """Close the record."""
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def checkpoint(self) -> None:
-        """Save everything that the rest of the run depends on."""
-        parts = self._parts
+        """Save everything that the rest of the run depends on; all processes have to call it."""
+        parts, parallel = self._parts, self._parts.parallel
         state = {
             "identity": self._identity,
-            "model": parts.problem.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "model": parallel.model_state(parts.problem.model),
+            "optimizer": parallel.saved(parts.optimizer.state_dict()),
             "schedule": parts.schedule.state_dict(),
             "sampler": parts.sampler.state_dict(),
-            "random": checkpoint.random_states(),
+            "random": parallel.gathered(checkpoint.random_states()),
             "step": self.step,
             "loss": self._loss,
             "losses": self._losses,
             "seconds": self.seconds,
-            "metrics_bytes": self._metrics.sync(),
         }
-        checkpoint.save(self._checkpoints, self.step, state)
+        if self._metrics is not None:
+            state["metrics_bytes"] = self._metrics.sync()
+            checkpoint.save(self._checkpoints, self.step, state)
         self._saved = time.perf_counter()
 
     def _restore(self) -> int:
         """Go to the newest readable checkpoint; the bytes of metrics.jsonl that were written before it."""
-        state, notes = checkpoint.load(self._checkpoints, self._identity)
+        parts, parallel = self._parts, self._parts.parallel
+        state, notes = parallel.told(
+            checkpoint.load(self._checkpoints, self._identity) if parallel.first else (None, [])
+        )
         for note in notes:
             log.warning("%s", note)
         if state is None:
             return 0
-        parts = self._parts
-        parts.problem.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_model(parts.problem.model, state["model"])
+        parts.optimizer.load_state_dict(parallel.restored(state["optimizer"]))
         parts.schedule.load_state_dict(state["schedule"])
         parts.sampler.load_state_dict(state["sampler"])
-        checkpoint.restore_random_states(state["random"])
+        drawn = state["random"]
+        self._go_on_drawing(drawn if isinstance(drawn, list) else [drawn])  # older runs had one process, and no list
         self.step, self._earlier, self._started = state["step"], state["seconds"], True
         self._loss, self._losses = state["loss"], state["losses"]
         log.info("resumed at step %d, epoch %.1f", self.step, parts.sampler.samples_seen / parts.samples)
         length: int = state["metrics_bytes"]
         return length
 
+    def _go_on_drawing(self, states: Sequence[dict[str, Any]]) -> None:
+        """Each process takes its own generators; with another number of them there is no such thing as going on."""
+        parallel = self._parts.parallel
+        if len(states) == parallel.ranks:
+            checkpoint.restore_random_states(states[parallel.rank])
+            return
+        log.warning(
+            "the checkpoint is of %d processes and this run has %d: the batches stay, sums differ by rounding, and dropout "
+            "draws anew",
+            len(states),
+            parallel.ranks,
+        )
+
     def _due(self) -> bool:
         if self._checkpoint_every is not None and self.step % self._checkpoint_every == 0:
             return True
-        return time.perf_counter() - self._saved > self._checkpoint_seconds
+        return self._parts.parallel.decided(time.perf_counter() - self._saved > self._checkpoint_seconds)
 
     def _line(self, *, evaluate: bool) -> None:
         line: dict[str, Any] = observe.position(self._parts, self.step)
@@ -143,7 +163,8 @@ class Journal:
         line |= observe.noise(self._parts.optimizer)
         line["time/seconds"] = self.seconds
         self._loss, self._losses = torch.zeros_like(self._loss), 0
-        self._metrics.append(line)
+        if self._metrics is not None:
+            self._metrics.append(line)
         self._check_finite(line)
         for tracker in self._trackers:
             tracker.log(line)

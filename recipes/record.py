@@ -24,6 +24,7 @@ KEYS = (
     "data",
     "seed",
     "epochs",
+    "processes",
     "steps",
     "samples",
     "seconds",

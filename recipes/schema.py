@@ -15,7 +15,7 @@ SETTINGS = "config.yaml"
 
 @dataclass
 class TrainConfig:
-    """Root of conf/train.yaml: a misspelt key is an error, the four groups stay free for `_target_`.
+    """Root of conf/train.yaml: a misspelt key is an error, the five groups stay free for `_target_`.
 
     Intervals are counted on the *sample clock*, which ticks once every `batch_size` samples: with a constant
     batch that is a step, with a growing one it is still the same amount of data.
@@ -25,6 +25,7 @@ class TrainConfig:
         optimizer: what trains it; one file of conf/optimizer.
         schedule: learning rate over the run; one file of conf/schedule.
         tracker: who else gets the metrics; one file of conf/tracker.
+        parallel: how several processes share the work; one file of conf/parallel.
         seed: of the initial parameters, the order of the data and dropout.
         epochs: passes over the training data.
         batch_size: samples a step; where an adaptive batch starts.
@@ -45,6 +46,7 @@ class TrainConfig:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     tracker: Any = MISSING
+    parallel: Any = MISSING
     seed: int = 0
     epochs: int = 30
     batch_size: int = 32
@@ -77,12 +79,19 @@ def register() -> None:
     OmegaConf.register_new_resolver("unless_resumed", _unless_resumed, replace=True)
 
 
-def check(cfg: Any, samples: int) -> None:
-    """Refuse settings that no run can have, given the number of training samples."""
+def check(cfg: Any, samples: int, ranks: int = 1) -> None:
+    """Refuse settings that no run can have, given the numbers of training samples and of processes."""
     if not 1 <= cfg.batch_size <= samples:
         raise ConfigError(
             f"batch_size={cfg.batch_size}: a batch has at least 1 sample and at most the {samples} of the "
             f"training data; write batch_size={min(max(cfg.batch_size, 1), samples)}."
+        )
+    least = min(size for size in (cfg.batch_size, cfg.max_batch_size) if size is not None)
+    if least < ranks > 1:
+        name = "batch_size" if cfg.batch_size == least else "max_batch_size"
+        raise ConfigError(
+            f"{name}={least}: a batch is that of all {ranks} processes, which need a sample each; write {name}={ranks} or "
+            "more, or start fewer processes."
         )
     if cfg.epochs < 0:
         raise ConfigError(

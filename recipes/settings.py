@@ -16,12 +16,15 @@ NAMED = ("optimizer", "problem", "schedule", "tracker", "experiment")
 
 def start(
     cfg: DictConfig,
-    folder: Path,
+    folder: Path | None,
     choices: Mapping[str, str | None],
     overrides: Sequence[str] = (),
     sweep: str | None = None,
 ) -> DictConfig:
-    """Freeze the configuration into config.yaml, with the names of the files and the words that made it."""
+    """Freeze the configuration, with the names of the files and the words that made it, into config.yaml of `folder`.
+
+    A process of several that is not the first has no folder.
+    """
     values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     values["run"] = {
         "names": {name: choices[name] for name in NAMED},
@@ -29,7 +32,8 @@ def start(
         "sweep": sweep,
     }
     settings = OmegaConf.create(values)
-    write_whole(folder / SETTINGS, OmegaConf.to_yaml(settings))
+    if folder is not None:
+        write_whole(folder / SETTINGS, OmegaConf.to_yaml(settings))
     return settings
 
 

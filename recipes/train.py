@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import hydra
@@ -20,36 +21,58 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fisheropt
 from fisheropt import monitor
-from recipes import observe, report, schema, settings
+from recipes import observe, report, schema, settings, torchrun
 from recipes.assemble import Parts, assemble
 from recipes.journal import Journal
+from recipes.parallel import Alone, Parallel
 from recipes.progress import progress
-from recipes.record import claim, read_result, write_result
+from recipes.record import RESULT, claim, read_result, write_result
 from recipes.studies.conduct import conduct
 from recipes.trackers import Tracker
 
 log = logging.getLogger("recipes.train")
 
+GRACE = 10.0  # seconds
+
 
 def train(parts: Parts, journal: Journal) -> None:
     """The loop: the same for every optimizer; all that is not training is in the journal."""
-    problem, model, optimizer = parts.problem, parts.problem.model, parts.optimizer
+    problem, model, optimizer = parts.problem, parts.model, parts.optimizer
     while parts.sampler.epoch < parts.epochs:
         for batch in parts.loader:
-            loss = problem.loss(model, batch)
+            loss, shared = parts.parallel.pooled(problem.loss(model, batch), len(batch[0]))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            journal.after_step(loss)
+            journal.after_step(shared)
 
 
 def run(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """One run, new or resumed, from its settings to result.json and report.html in `folder`."""
+    """One run, new or resumed, from its settings to result.json and report.html in `folder`.
+
+    Of several processes the first alone writes; the others need the folder of a resumed run only.
+    """
+    words = [f"resume={folder}"] if (folder / RESULT).exists() else list(cfg.run.overrides)
+    rank, _ = torchrun.place()
+    if rank:
+        return followed(cfg, folder, words)
     with claim(folder):
-        return claimed(cfg, folder)
+        return claimed(cfg, folder, words)
 
 
-def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def followed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> dict[str, Any]:
+    """The run in a process that is not the first, and writes nothing.
+
+    Torchrun ends all processes once one of them has failed: the first is left time to write down what happened.
+    """
+    try:
+        return work(cfg, folder, words, [])
+    except Exception:
+        sleep(GRACE)
+        raise
+
+
+def claimed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> dict[str, Any]:
     """The run, in a folder that no other process writes to."""
     known = {"status": "running", **about(cfg)}
     write_result(folder, known)
@@ -57,8 +80,7 @@ def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     trackers: list[Tracker] = []
     try:
         trackers.append(instantiate(cfg.tracker))
-        found = studied(cfg, folder, trackers) if cfg.get("study") else outcome(cfg, folder, trackers)
-        result = known | {"status": "finished"} | found
+        result = known | {"status": "finished"} | work(cfg, folder, words, trackers)
     except KeyboardInterrupt:
         result["error"] = f"interrupted; resume={folder} goes on from the last checkpoint"
         raise
@@ -70,6 +92,19 @@ def claimed(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
+def work(cfg: DictConfig, folder: Path, words: Sequence[str], trackers: list[Tracker]) -> dict[str, Any]:
+    """What the run is for, together with its other processes where it has some."""
+    parallel: Parallel = instantiate(cfg.parallel) if cfg.get("parallel") else Alone()  # older runs have no such key
+    if not cfg.get("study"):
+        with parallel.joined(words):
+            return outcome(cfg, folder, parallel, trackers)
+    if not isinstance(parallel, Alone):
+        alone = " ".join(word for word in words if not word.startswith("parallel"))
+        raise schema.ConfigError(f"{' '.join(words)}: a study is one process; write python recipes/train.py {alone}")
+    with parallel.joined(words):
+        return studied(cfg, folder, trackers)
+
+
 def studied(cfg: DictConfig, folder: Path, trackers: Sequence[Tracker]) -> dict[str, Any]:
     """Conduct a study; trackers see its result when they close."""
     for tracker in trackers:
@@ -77,12 +112,13 @@ def studied(cfg: DictConfig, folder: Path, trackers: Sequence[Tracker]) -> dict[
     return conduct(cfg, folder)
 
 
-def outcome(cfg: DictConfig, folder: Path, trackers: list[Tracker]) -> dict[str, Any]:
+def outcome(cfg: DictConfig, folder: Path, parallel: Parallel, trackers: list[Tracker]) -> dict[str, Any]:
     """Train, and say how it came out."""
-    parts = assemble(cfg)
-    optimum = parts.problem.optimum
-    log.info("%s", parts.problem.describe())
-    trackers.append(progress())
+    parts = assemble(cfg, parallel)
+    optimum = parallel.told(parts.problem.optimum if parallel.first else None)
+    if parallel.first:
+        log.info("%s", parts.problem.describe())
+        trackers.append(progress())
     journal = Journal(parts, cfg, folder, optimum, trackers)
     try:
         for tracker in trackers:
@@ -136,6 +172,7 @@ def about(cfg: DictConfig) -> dict[str, Any]:
         "experiment": cfg.run.names.get("experiment"),
         "seed": cfg.seed,
         "epochs": cfg.epochs,
+        "processes": torchrun.place()[1],
         "overrides": list(cfg.run.overrides),
         "versions": {
             "fisheropt": fisheropt.__version__,
@@ -155,7 +192,8 @@ def main(cfg: DictConfig) -> float | None:
         return resumed(settings.reopen(folder, cfg.tracker, overrides), folder)
     folder = Path(composed.runtime.output_dir)
     sweep = Path(composed.sweep.dir).name if composed.mode == RunMode.MULTIRUN else None
-    frozen = settings.start(cfg, folder, composed.runtime.choices, overrides, sweep)
+    rank, _ = torchrun.place()
+    frozen = settings.start(cfg, None if rank else folder, composed.runtime.choices, overrides, sweep)
     return loss_of(run(frozen, folder))
 
 
@@ -176,4 +214,5 @@ def loss_of(result: dict[str, Any]) -> float | None:
 
 if __name__ == "__main__":
     schema.register()
+    sys.argv = torchrun.command_line(sys.argv)
     main()

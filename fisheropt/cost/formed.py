@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fisheropt.cost.work import Work, both, holding, passes, product
 
-_TILE = 1 << 23  # as in fisheropt.persample.base
+_TILE = 1 << 23  # as in fisheropt.persample.base on a device; on a CPU its temporaries are smaller
 
 
 def tiled(n: int, numbers: int) -> Work:

@@ -206,9 +206,14 @@ class FisherFloorSGD(FisherOptimizer):
         return super()._due(group)
 
     def _interval(self, group: Group) -> int:
+        if group["near"] and MODES[group["mode"]].insistent:
+            return 1
         if group["every"] == "auto" and tracking.is_tracked(self._tap_of(group)):
             return tracking.spacing(group)
         return super()._interval(group)
+
+    def _overhead(self, group: Group) -> float:  # the work model knows nothing of jvps and held-out batches
+        return super()._overhead(group) if self._exact is None else float("nan")
 
     def _arm(self, tap: Tap, group: Group) -> None:
         super()._arm(tap, group)

@@ -29,9 +29,9 @@ def fresh() -> Group:
     """The state of a group before any step.
 
     Σbw, Σbw², the mean weight of the first epoch, the weight of the last reading, after how many samples the gradient was
-    last clear of its noise, one sample's noise when it was last asked for, and whether it is to be asked for again.
+    last clear of its noise, and one sample's noise when it was last asked for.
     """
-    zero = ("total", "squared", "unit", "read", "from", "noise", "alarm")
+    zero = ("total", "squared", "unit", "read", "from", "noise")
     return {f"gain_{name}": 0.0 for name in zero}
 
 
@@ -74,20 +74,20 @@ def read(group: Group, dimension: int, seen: InMetric | None) -> None:
     if seen is not None and seen.squared > far(dimension) * seen.noise:
         group.update(gain_total=0.0, gain_squared=0.0, gain_from=group["samples"])
     if seen is not None:
-        group.update(gain_noise=seen.noise * group["count"], gain_alarm=0.0)
+        group["gain_noise"] = seen.noise * group["count"]
     group["gain_read"] = weight(group, dimension)
 
 
-def watch(group: Group, dimension: int, squared: float) -> None:
-    """Between readings whose noise is asked for, ask for it at the next one if a gradient seems clear of it.
+def near(group: Group, dimension: int, squared: float) -> bool:
+    """Whether a gradient seems clear of its noise, by what that was when last asked for, so that it is asked for now.
 
     Args:
         group: the parameter group.
         dimension: d.
         squared: ‖ĝ‖²_P.
     """
-    if squared * group["count"] > _NEAR * far(dimension) * group["gain_noise"]:
-        group["gain_alarm"] = 1.0
+    limit = _NEAR * far(dimension) * group["gain_noise"]
+    return group["gain"] == "running" and bool(squared * group["count"] > limit)
 
 
 def take(group: Group, dimension: int) -> float:

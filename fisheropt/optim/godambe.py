@@ -2,9 +2,8 @@
 
     θ ← θ - ηγP ∇L,    P = (M + ρI)⁻¹,    M = H (curvature) or G (fisher)
 
-G is the covariance of the per-sample gradients in the ordinary backward. H is the model Fisher information, which is the
-Gauss-Newton matrix for canonical links, measured by one more backward from the likelihood's cotangents. Without a
-likelihood H = G, which holds where the model is well specified. In what form M is kept is a matter of `metrics`.
+G is the covariance of the per-sample gradients in the ordinary backward. H is the model Fisher information, for canonical
+links the Gauss-Newton matrix, by one more backward from the likelihood's cotangents; without a likelihood H = G.
 
 Reference: zantedeschi2026
 """
@@ -33,6 +32,7 @@ from fisheropt.optim.steered import SteeredOptimizer
 from fisheropt.optim.steering import Steering
 from fisheropt.statistics import JointStatistic
 from fisheropt.taps import SampleTap, Tap
+from fisheropt.taps.expected import FIRST
 from fisheropt.taps.shards import whole
 
 _METRICS = ("curvature", "fisher", "godambe", None)
@@ -74,20 +74,19 @@ class GodambeSGD(SteeredOptimizer):
         damping: ρ; "auto" with one matrix is a share of what one more sample could add, tr(H)/10n or tr(G)/n, which
             falls like 1/n; with kronecker and diagonal three standard errors of an average number of the tensor,
             3√(2/n) of their mean; with low rank it is "bulk", the mean of the eigenvalues that are not kept.
-        likelihood: of the model's output, for H: "bernoulli", "categorical", "gaussian", "poisson", "multilabel" or an
-            object of `fisheropt.likelihoods`; the loss is its mean negative log-likelihood.
+        likelihood: of the model's output, for H: "bernoulli", "categorical", "gaussian", "poisson" or "multilabel"
+            for torch's loss of that name, a mean over all labels; or an object of `fisheropt.likelihoods`.
         controller: of the batch size, as in AdaptiveBatchSGD, in the metric of the steps; None for none.
         sampler: whose `batch_size` it sets; give the same object to DataLoader(batch_sampler=...).
         budget: N, the samples planned in all; for controllers that look ahead.
-        advise: log what the controller would do, and do nothing.
-        every: steps between measurements; "auto" takes the first ten, and then as few as `overhead` asks, at most each
-            tenth; each with gain="running" and up to 256 parameters; with low rank, kronecker and diagonal the steps 0, 1,
-            2, 4, 8 and 10, from there on each 1.3 times the one before, until they are as many apart as `overhead` asks.
-        overhead: the share of a step that measuring is expected to cost, by the work model of `explain`.
+        advise: only log what the controller would do.
+        every: steps between measurements; "auto" takes the first ten, then what `overhead` asks between each tenth and each
+            hundredth; of gain="running" each, beyond 256 parameters each tenth; with low rank, kronecker and diagonal the
+            steps 0, 1, 2, 4, 8 and 10, then each 1.3 times the last, until they are as far apart as `overhead` asks.
+        overhead: what measuring may cost of a step, by the work model of `explain`, or a structure's own count of products.
 
     Raises:
-        ValueError: for a group with more parameters than structure="full" serves, or hyper-parameters outside their
-            range.
+        ValueError: for more parameters than structure="full" serves, or hyper-parameters outside their range.
 
     Reference: zantedeschi2026
     """
@@ -198,8 +197,9 @@ class GodambeSGD(SteeredOptimizer):
     def _interval(self, group: Group) -> int:
         tap = self._tap_of(group)
         own = metrics.interval(group, tap, self._likelihood is not None)
-        often = group["every"] == "auto" and group["gain"] == "running" and tap.dimension <= _SMALL
-        return own or (1 if often else super()._interval(group))
+        if own or group["every"] != "auto" or group["gain"] == "constant":
+            return own or super()._interval(group)
+        return 1 if tap.dimension <= _SMALL else FIRST
 
     def _arm(self, tap: Tap, group: Group) -> None:
         super()._arm(tap, group)

@@ -91,6 +91,7 @@ def start_noise(group: Group, tap: Tap | None) -> None:
     for key in _COUNTERS:
         group.setdefault(key, 0.0)
     group.setdefault("extra", UNKNOWN)
+    group.setdefault("extra_count", 0.0)
     if tap is None:
         return
     shape = noise_shape(tap)

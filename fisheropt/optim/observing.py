@@ -17,7 +17,7 @@ from fisheropt.statistics import JointStatistic, Trace
 from fisheropt.statistics.layerwise import Layerwise
 from fisheropt.statistics.response import Response
 from fisheropt.taps import MicrobatchTap, SampleTap, Tap
-from fisheropt.taps.expected import FIRST, interval
+from fisheropt.taps.expected import FIRST, MOST, interval
 from fisheropt.taps.shards import cut
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -114,8 +114,8 @@ class ObservingOptimizer(Optimizer, ABC):
 
     def _arm(self, tap: Tap, group: Group) -> None:
         """Switch the tap on if the step that comes next is measured."""
-        if group["measured"] and group["extra"] == UNKNOWN and isinstance(tap, SampleTap):
-            group["extra"] = expectation.extra(tap, self._cubed)
+        if group["measured"] and isinstance(tap, SampleTap) and _another(group):
+            group["extra"], group["extra_count"] = expectation.extra(tap, self._cubed), group["count"]
         tap.enable(self._due(group))
         if isinstance(tap, SampleTap):
             tap.channel.seed = int(group["steps"]) << 16
@@ -126,10 +126,10 @@ class ObservingOptimizer(Optimizer, ABC):
         return (group["every"] == "auto" and steps < FIRST) or steps % self._interval(group) == 0
 
     def _interval(self, group: Group) -> int:
-        """How many steps apart the group is measured, in the end."""
-        return (
-            interval(max(0.0, group["extra"]), group["overhead"]) if group["every"] == "auto" else int(group["every"])
-        )
+        """How many steps apart the group is measured, in the end; never more than a hundred, whatever it costs."""
+        if group["every"] != "auto":
+            return int(group["every"])
+        return min(MOST, interval(max(0.0, group["extra"]), group["overhead"]))
 
     def _overhead(self, group: Group) -> float:
         """What measuring is expected to add to a step on average, after the first ten; nan where it is not known."""
@@ -166,3 +166,9 @@ def _remove(taps: list[Tap | None]) -> None:
     for tap in taps:
         if tap is not None:
             tap.remove()
+
+
+def _another(group: Group) -> bool:
+    """Whether the cost of measuring is not known of batches about as large as the last one measured."""
+    known, count = float(group["extra_count"]), float(group["count"])
+    return group["extra"] == UNKNOWN or not known / 2 < count < 2 * known

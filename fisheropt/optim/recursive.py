@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fisheropt.optim import gain as gains
 from fisheropt.optim import running
 from fisheropt.optim.group import Group
-from fisheropt.optim.metrics.full import refresh, solve
+from fisheropt.optim.metrics.full import inverse, refresh, solve
 from fisheropt.optim.metrics.schedule import looks
-from fisheropt.optim.rows import read_rows
+from fisheropt.optim.metrics.structure import InMetric
+from fisheropt.optim.rows import RowReading, read_rows
 from fisheropt.taps import SampleTap
 
 _FIRST = 10  # readings, of which more is asked
@@ -73,22 +74,29 @@ def advance(group: Group, tap: SampleTap, decay_of: Callable[[Group, int], float
         key = "information"
         running.add(group, key, reading.information, reading.count, decay)
     refresh(group, key, factored=True)
-    gains.read(group, tap.dimension, None)
-    gains.watch(group, tap.dimension, _step(group, gradient, gains.take(group, tap.dimension)))
-
-
-def _step(group: Group, gradient: Tensor, gain: float) -> float:
-    """θ ← θ - ηγP∇, no longer than 1 in the metric; ‖∇‖²_P."""
-    parameters, weight_decay = group["params"], group["weight_decay"]
-    if weight_decay:
-        gradient = gradient.add(_laid(parameters), alpha=weight_decay)
+    if group["weight_decay"]:
+        gradient = gradient.add(_laid(group["params"]), alpha=group["weight_decay"])
     step = (solve if group["metric_factored"] else torch.mv)(group["metric_inverse"], gradient)
-    rate = group["lr"] * gain
     squared = max(float(step @ gradient), 0.0)
-    rate /= max(1.0, rate * squared**0.5)
+    gains.read(group, tap.dimension, _seen(group, reading) if gains.near(group, tap.dimension, squared) else None)
+    rate = group["lr"] * gains.take(group, tap.dimension)
+    _move(group["params"], step, rate / max(1.0, rate * squared**0.5))
+
+
+def _seen(group: Group, reading: RowReading) -> InMetric | None:
+    """The reading in the metric, its noise too."""
+    if reading.covariance is None:
+        return None
+    rows, factor = reading.covariance
+    metric, gradient = inverse(group), reading.gradient
+    noise = factor * (rows @ metric * rows).sum()
+    return InMetric(float(gradient @ metric @ gradient), float(noise) / reading.count)
+
+
+def _move(parameters: list[Tensor], step: Tensor, rate: float) -> None:
+    """θ ← θ - rate · step."""
     for p, part in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
         p.add_(part.view_as(p), alpha=-rate)
-    return squared
 
 
 def _laid(tensors: list[Tensor]) -> Tensor:

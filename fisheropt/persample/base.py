@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -123,6 +124,16 @@ def beside_sum(tiles: Iterable[Tensor], reduce: Callable[[Tensor], Tensor]) -> t
         total = part if total is None else total + part
     assert total is not None
     return found, total
+
+
+def squares_beside_sum(tiles: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Σₙ hₙ² and Σₙ hₙ, with no more than two of each at a time.
+
+    Args:
+        tiles: the hₙ of some samples each.
+    """
+    parts = ((h.square().sum(0), h.sum(0)) for h in tiles)
+    return reduce(lambda held, part: (held[0] + part[0], held[1] + part[1]), parts)
 
 
 def lengths(h: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fisheropt.cost import Ways
 from fisheropt.cost import convolved as works
 from fisheropt.directions import Directions
-from fisheropt.persample.base import PerSample, beside_sum, inner, lengths
+from fisheropt.persample.base import PerSample, beside_sum, inner, lengths, squares_beside_sum
 from fisheropt.persample.outer import Outer
 
 
@@ -68,11 +69,10 @@ class Convolved(PerSample):
         return self._weight_gradient(self.g, self.x, self.kernel, self.geometry.groups)
 
     def square_sum(self) -> Tensor:
-        return torch.stack([h.square().sum(0) for h in self.tiles()]).sum(0)
+        return reduce(torch.add, (h.square().sum(0) for h in self.tiles()))
 
     def squares_and_sum(self) -> tuple[Tensor, Tensor]:
-        found, total = beside_sum(self.tiles(), lambda h: h.square().sum(0))
-        return torch.stack(found).sum(0), total
+        return squares_beside_sum(self.tiles())
 
     def squared_norms(self) -> Tensor:
         return self._norms(self.chosen("norms"))
@@ -105,7 +105,8 @@ class Convolved(PerSample):
 
     def combine(self, weights: Tensor) -> Tensor:
         parts = weights.to(self.g.dtype).split(self.tile(self.kernel.numel()))
-        return torch.stack([torch.tensordot(w, h, ([0], [0])) for w, h in zip(parts, self.tiles(), strict=True)]).sum(0)
+        tiles = zip(parts, self.tiles(), strict=True)
+        return reduce(torch.add, (torch.tensordot(w, h, ([0], [0])) for w, h in tiles))
 
     def materialise(self) -> Tensor:
         n, groups = self.samples, self.geometry.groups

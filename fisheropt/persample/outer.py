@@ -14,7 +14,7 @@ from fisheropt.cost import Ways
 from fisheropt.cost import outer as works
 from fisheropt.directions import DenseDirections, Directions
 from fisheropt.kernels import on_cuda, outer_project, outer_square_sum
-from fisheropt.persample.base import PerSample, beside_sum, inner, lengths, tile_of
+from fisheropt.persample.base import PerSample, beside_sum, inner, lengths, squares_beside_sum, tile_of
 
 
 @final
@@ -56,7 +56,7 @@ class Outer(PerSample):
             return self.g[:, 0].square().T @ self.a[:, 0].square()
         if on_cuda(self.g, self.a):
             return outer_square_sum(self.g, self.a)[1]
-        return torch.stack([h.square().sum(0) for h in self.tiles()]).sum(0)
+        return reduce(torch.add, (h.square().sum(0) for h in self.tiles()))
 
     def squares_and_sum(self) -> tuple[Tensor, Tensor]:
         if self.chosen("square_sum") == "sides":
@@ -64,8 +64,7 @@ class Outer(PerSample):
         if on_cuda(self.g, self.a):
             total, squares, _ = outer_square_sum(self.g, self.a)
             return squares, total
-        found, total = beside_sum(self.tiles(), lambda h: h.square().sum(0))
-        return torch.stack(found).sum(0), total
+        return squares_beside_sum(self.tiles())
 
     def squared_norms(self) -> Tensor:
         return self._norms(self.chosen("norms"))

@@ -34,11 +34,12 @@ class Linear(Rule):
         self, module: nn.Module, names: tuple[str, ...], saved: tuple[Tensor, ...], context: Any, grad: Tensor
     ) -> dict[str, PerSample]:
         samples = grad.shape[0]
-        g = grad.reshape(samples, -1, grad.shape[-1])
+        positions = grad.shape[1:-1].numel()  # named, as none is to be guessed of an empty batch
+        g = grad.reshape(samples, positions, grad.shape[-1])
         forms: dict[str, PerSample] = {}
         if saved and "weight" in names:
             (a,) = saved
-            forms["weight"] = Outer(g, a.reshape(samples, -1, a.shape[-1]))
+            forms["weight"] = Outer(g, a.reshape(samples, positions, a.shape[-1]))
         if "bias" in names:
             wide = torch.promote_types(g.dtype, torch.float32)
             forms["bias"] = Dense(g[:, 0].to(wide) if g.shape[1] == 1 else g.sum(1, dtype=wide))

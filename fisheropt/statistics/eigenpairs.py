@@ -27,8 +27,8 @@ class NoiseEigenpairs:
 
     With many more parameters than samples a sample eigenvalue is too large: it is the variance along the direction that this
     batch varies most in, and the rest of the spectrum, which has nowhere else to go, adds about tr(rest)/dof to each. So
-    `values` are exactly the eigenvalues of this batch's covariance, and no unbiased estimates of G's own; `reduced` takes the
-    rest off. A value not far above tr(rest)/dof, the last ones as a rule, is no evidence of a direction.
+    `values` are eigenvalues of this batch's covariance, each within its residual, and no unbiased estimates of G's own;
+    `reduced` takes the rest off. A value not far above tr(rest)/dof, the last ones as a rule, is no evidence of a direction.
 
     Attributes:
         values: λ̂, in falling order, [k]; fewer than asked for where the batch has no more.

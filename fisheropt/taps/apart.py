@@ -26,11 +26,13 @@ class Apart(Forward):
     Args:
         channel: of the tap.
         statistic: of each parameter.
+        samples: of the forward; one that does not come through a parameter has a gradient of zero there.
     """
 
-    def __init__(self, channel: Channel, statistic: ParameterStatistic) -> None:
+    def __init__(self, channel: Channel, statistic: ParameterStatistic, samples: int) -> None:
         super().__init__()
         self.channel, self.statistic, self.passage = channel, statistic, Passage(channel)
+        self.samples = samples
         self.calls: dict[str, int] = {}
         self._held: dict[str, list[PerSample]] = {}
 
@@ -40,6 +42,7 @@ class Apart(Forward):
     def begin(self) -> None:
         self._held = {}
         self.passage.differentiate()
+        self.channel.passed += self.samples
 
     def take(self, forms: dict[str, PerSample], lent: Collection[str]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -95,11 +98,11 @@ def add(leaf: Tensor, value: Tensor, hooked: bool = False) -> None:
 
 
 def _alias(total: Tensor) -> Tensor:
-    """The same numbers, which stay what they are if the other is changed in place, and are copied only then.
+    """The same numbers, which stay what they are if the other is changed in place; on a CPU they are copied only then.
 
     The other becomes `p.grad`: what clips it, unscales it or sets it to zero would change the reading, and a copy of every
     weight's gradient for its sake would be the largest cost of a trace.
     """
-    if type(total) is Tensor and total.device.type in ("cpu", "cuda"):
+    if type(total) is Tensor and total.device.type == "cpu":  # on CUDA torch._foreach_* write to what is still shared
         return torch._lazy_clone(total)
     return total.clone()

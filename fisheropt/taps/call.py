@@ -107,5 +107,5 @@ class Call:
 
     def _trainable(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those that are not frozen since."""
-        parameter = self.hook.parameter
-        return tuple([name for name in names if parameter(name).requires_grad])
+        parameter, lent = self.hook.parameter, self.lent
+        return tuple([n for n in names if (lent[n] if n in lent else parameter(n)).requires_grad])

@@ -60,6 +60,7 @@ class Channel:
         self.respond = True
         self.measuring = False
         self.clearings = 0
+        self.passed = 0
         self.compiled = False
         self.leaves = leaves
         self.sums = sums
@@ -136,6 +137,7 @@ class Channel:
             leaf.grad = None
         self.information = []
         self.clearings += 1
+        self.passed = 0
         if self.scores is not None:
             self.scores = self.scores.blank()
 

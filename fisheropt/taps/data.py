@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from fisheropt.taps.channel import Channel
@@ -46,11 +47,21 @@ class Data:
         self.ignored: list[Tensor] = []
 
     def ignore(self, mask: Tensor) -> None:
-        """True where an observation is no data."""
+        """True where an observation is no data.
+
+        Raises:
+            ValueError: for a mask of numbers, whose sense could be either.
+        """
+        if mask.dtype is not torch.bool:
+            raise ValueError(
+                f"tap.ignore(mask) found a mask of {mask.dtype}; write what is ignored as a condition, "
+                f"tap.ignore(attention_mask == 0) or tap.ignore(targets == -100)"
+            )
         self.given += mask.numel()
         self.ignored.append(mask.detach().sum())
 
     def clear(self) -> None:
+        """Forget what was said."""
         self.given, self.ignored = 0, []
 
     def count(self, seen: int, channel: Channel) -> int:

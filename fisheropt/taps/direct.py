@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fisheropt.likelihoods import Likelihood
+from fisheropt.rules.linear import Linear
 from fisheropt.statistics import FullCovariance, Statistic
 from fisheropt.taps.channel import Channel, Passage
-from fisheropt.taps.hooks import LayerHook
+from fisheropt.taps.hooks import PLACED, LayerHook
 from fisheropt.taps.root import RootEntry, RootExit
 from fisheropt.taps.routes import Route
 
@@ -121,9 +122,10 @@ class Passing:
         self.passage = Passage(direct.channel)
         self.task = -1
 
-    def __call__(self, grad: Tensor) -> None:
-        self.grad, self.task = grad.detach(), torch._C._current_graph_task_id()
-        self.direct.passing.append(self)
+    def __call__(self, grads: tuple[Tensor | None, ...]) -> None:
+        if grads[0] is not None:
+            self.grad, self.task = grads[0].detach(), torch._C._current_graph_task_id()
+            self.direct.passing.append(self)
 
 
 @final
@@ -155,7 +157,8 @@ class DirectHook:
         if self.likelihood is not None:
             cotangent = self.likelihood.cotangent(output.detach(), channel.seed)
             channel.seed += 1
-        output.register_hook(Passing(self.direct, args[0].detach(), cotangent))
+        # of the node, so that it comes after the hooks on the output, whenever they are placed
+        output.grad_fn.register_prehook(Passing(self.direct, args[0].detach(), cotangent))
         return None
 
     def _short(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
@@ -187,5 +190,9 @@ def serves(routes: list[Route], parameters: dict[str, Tensor], statistic: Statis
     if not isinstance(statistic, FullCovariance) or [route.path for route in routes] != [""]:
         return False
     (route,) = routes
+    others = [hook for hook in route.module._forward_hooks.values() if not isinstance(hook, (*PLACED, DirectHook))]
+    if others:  # which may change the output that the likelihood is of
+        return False
     wanted = [route.names[name] for name in ("weight", "bias") if name in route.names]
-    return type(route.module) is nn.Linear and "weight" in route.names and list(parameters) == wanted
+    plain = type(route.module) is nn.Linear and isinstance(route.rule, Linear)  # another, where forward was replaced
+    return plain and "weight" in route.names and list(parameters) == wanted

@@ -30,6 +30,8 @@ _RETURNED = 8.0  # passes over what a module returns: the activation that follow
 _SUMMED = 2.0  # passes over the gradient of what a module returns
 FIRST = 10
 """Ours: so many steps are all measured, and later ones at most every so many."""
+MOST = 100
+"""Ours: as many steps apart at most, as a metric or a floor of long ago is worth less than what its measurement costs."""
 
 
 @final
@@ -132,6 +134,15 @@ def expected(
     if likelihood:
         extra += engine + sum(line.seconds for line in lines(False).values()) + step / 3  # which leaves the weights out
     return Expected(own, step, extra)
+
+
+def smallest_step(device: str) -> float:
+    """Seconds of a step of one small layer.
+
+    Args:
+        device: type of the parameters' device.
+    """
+    return machine(device).seconds(both(_STEP, _LAYER))
 
 
 def interval(share: float, overhead: float) -> int:

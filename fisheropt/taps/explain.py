@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from fisheropt.directions import DenseDirections, Directions, RankOneDirections
 from fisheropt.statistics import JointStatistic, Projection, Statistic, Trace
-from fisheropt.taps.expected import Contraction, Expected, expected, interval
+from fisheropt.taps.expected import MOST, Contraction, Expected, expected, interval
 from fisheropt.taps.root import coupled
 from fisheropt.taps.routes import Route, routes
 from fisheropt.taps.shapes import Call, call
@@ -127,11 +127,17 @@ def explain(
     if not inputs:
         return Explanation(tuple(_row(route, own, parameters, None) for route in found for own in route.names))
     measured = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not measured:
+        raise ValueError(
+            f"explain({type(model).__name__}, ...): no parameter is trained; write model.requires_grad_(True), or "
+            f"model.<parameter>.requires_grad_(True) for some"
+        )
+    trained = routes(model, measured)
     chosen = _statistic(statistic, k, measured)
     along = chosen.directions(measured) if isinstance(chosen, JointStatistic) else {}
     bill = expected(
-        routes(model, measured),
-        _calls(model, found, inputs),
+        trained,
+        _calls(model, trained, inputs),
         chosen,
         along,
         next(iter(parameters.values())).device.type,
@@ -139,7 +145,7 @@ def explain(
         ways=contraction,
     )
     rows = tuple(_row(route, own, parameters, bill) for route in found for own in route.names)
-    every = interval(bill.share, overhead)
+    every = min(MOST, interval(bill.share, overhead))
     name = type(chosen).__name__ if k is None else f"{k} rank-one directions"
     return Explanation(rows, name, bill.share, every, bill.share / every)
 

@@ -39,6 +39,8 @@ class LayerHook:
         self.lent: dict[str, Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None
         lent, self.lent = self.lent, {}
         take_back(module, self.rule.lends)
         if output is None and self.rule.lends:  # the call has failed
@@ -101,12 +103,14 @@ class LayerHook:
         channel, module = self.channel, self.module
         if not channel.on or channel.scores is not None or channel.sharded or not channel.observing():
             return {}
-        if channel.current() is None or not alone(module, PLACED):
+        if channel.current() is None or not alone(module, PLACED) or "forward" in vars(module):
             return {}
         found: dict[str, Tensor] = {}
         for name in self.lendable:
             weight = module._parameters.get(name)
             if weight is None or not weight.requires_grad or name in vars(module) or type(weight) not in _PLAIN:
+                continue
+            if any(getattr(weight, held, None) for held in _STEPPED):
                 continue
             if weight.dtype is self.statistic.accumulator(weight):
                 found[name] = weight
@@ -264,5 +268,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 _PLAIN = (Tensor, nn.Parameter)
+_STEPPED = ("_post_accumulate_grad_hooks", "_in_backward_optimizers")
+"""What a weight has that may be changed as soon as its gradient is there: lent, before the layer's own backward."""
 PLACED = (LayerHook, RootEntry, RootExit, Lend)
 """The hooks on modules, by which a tap finds its own again."""

@@ -33,8 +33,9 @@ class Lend:
         self.lender, self.channel = lender, channel
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # another thread may be evaluating the model
             return
+        take_back(module, self.lender.lent)  # of a call that was interrupted
         self.lender.lent = lent = self.lender.lending()
         for name, weight in lent.items():
             vars(module)[name] = weight.detach()

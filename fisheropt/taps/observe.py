@@ -26,8 +26,9 @@ def observe(
     the position's own copy of the weights would have, and where no operation mixes positions that of the token's own loss.
 
     Args:
-        model: any module; its forward and backward stay as they are.
-        statistic: `Trace()`, `SecondMoment()`, `FullCovariance()`, `Projection(...)`.
+        model: any module. Its forward stays as it is; `p.grad` is the same to rounding, as layers form it with the statistic.
+        statistic: `Trace()`, `SecondMoment()`, `Kronecker()`, `FullCovariance()`, `Projection(...)` or `Gram()`. A penalty on
+            gradients (`create_graph=True`) has no share in it.
         parameters: names of the parameters to observe; all trainable ones if left out.
         sample: what one observation is: "sequence" for all that stands at one index of the first axis, "token" for one
             position of the first two axes [samples, tokens, ...], which every observed layer must keep apart.

@@ -34,6 +34,8 @@ class RootEntry:
                 "nn.DataParallel calls replicas of the model in threads that would share one tap; train with "
                 "DistributedDataParallel(model), one process a device"
             )
+        if not torch.is_grad_enabled():
+            return
         self.channel.samples, self.channel.called, self.channel.carrier = None, (), None
         self.channel.forward, self.channel.gate, self.channel.inputs = None, None, ()
         if not self.channel.observing():
@@ -78,7 +80,10 @@ class RootEntry:
         if leaf is not None:
             channel.forward = Together(channel, samples)
         else:
-            leaf, channel.forward = next(iter(channel.counts.values())), Apart(channel, of_parameter(self.statistic))
+            leaf, channel.forward = (
+                next(iter(channel.counts.values())),
+                Apart(channel, of_parameter(self.statistic), samples),
+            )
         channel.gate = Gate.apply(leaf, channel.forward)  # type: ignore[no-untyped-call]
         if isinstance(channel.forward, Together) and any(_compiled(m) for m in self.model.modules()):
             count = leaf.shape[0] - 1
@@ -94,12 +99,14 @@ class RootExit:
         self.likelihood = likelihood
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
         channel, forward = self.channel, self.channel.forward
         channel.samples, channel.carrier, channel.inputs = None, None, ()
         if forward is None:
             return
         channel.last, channel.forward, channel.gate = forward, None, None
-        if self.likelihood is None or not isinstance(forward, Together):
+        if self.likelihood is None or not isinstance(forward, Together) or output is None:  # the model may have failed
             return
         if not isinstance(output, Tensor):
             raise TypeError(

@@ -29,6 +29,8 @@ from fisheropt.taps.routes import Route, check_tokens, routes, tied
 from fisheropt.taps.scores import Scores
 from fisheropt.taps.shards import Shards
 
+_COUNT = torch.float32  # of samples, whatever torch.set_default_dtype says
+
 
 @final
 class SampleTap(Tap):
@@ -63,7 +65,7 @@ class SampleTap(Tap):
             check_tokens(self.routes)
         self.directions = statistic.directions(self.parameters) if isinstance(statistic, JointStatistic) else {}
         self.model, self.likelihood = model, likelihood
-        counts = {r.path: torch.zeros(2, device=self._device(), requires_grad=True) for r in self.routes}
+        counts = {r.path: torch.zeros(2, dtype=_COUNT, device=self._device(), requires_grad=True) for r in self.routes}
         scores = collector(statistic, self.directions)
         self.channel = Channel(self._leaves(), self._sums(), counts, self.directions, scores)
         self.channel.respond = likelihood is None
@@ -71,7 +73,8 @@ class SampleTap(Tap):
         self.channel.by_token = self.channel.watching = sample == "token"
         self.data = Data()
         self.channel.tied = tied(self.routes)
-        self.channel.sizes = {name: torch.zeros((), device=p.device, requires_grad=True) for name, p in self._apart()}
+        own = {name: torch.zeros((), dtype=_COUNT, device=p.device, requires_grad=True) for name, p in self._apart()}
+        self.channel.sizes = own
         short = serves(self.routes, self.parameters, statistic)
         self.direct = Direct(self.channel, self.routes[0], self.channel.leaves[JOINT].dtype) if short else None
         self.attach()
@@ -90,7 +93,7 @@ class SampleTap(Tap):
             route.module.register_forward_hook(hook, prepend=True, with_kwargs=True, always_call=lends)
             if lends:
                 route.module.register_forward_pre_hook(Lend(hook, self.channel), with_kwargs=True)
-        self.model.register_forward_hook(RootExit(self.channel, self.likelihood), with_kwargs=True)
+        self.model.register_forward_hook(RootExit(self.channel, self.likelihood), with_kwargs=True, always_call=True)
 
     def remove(self) -> None:
         if self.direct is not None:
@@ -198,6 +201,7 @@ class SampleTap(Tap):
     def _pool(self) -> Pool:
         sizes = [leaf.grad for leaf in self.channel.sizes.values()]
         samples = max((int(size) for size in sizes if size is not None), default=0)
+        samples = max(samples, self.channel.passed)
         self.check(self.counts(), samples)
         divisor = self.divisor() if self.channel.parallel else None
         return Pool(of_parameter(self.statistic), self._left, self.data.count(samples, self.channel), divisor)

@@ -125,6 +125,15 @@ def test_a_batch_adds_form_way_bytes_and_share():
     assert "every='auto' measures" in str(found) and f"every {found.every}," in str(found)
 
 
+def test_layers_that_are_frozen_have_no_price():
+    model = network()
+    model[0].requires_grad_(False)
+    rows = fisheropt.explain(model, IMAGES).rows
+    assert [row.parameter for row in rows if not row.form] == ["0.weight", "0.bias"]
+    with pytest.raises(ValueError, match="no parameter is trained"):
+        fisheropt.explain(model.requires_grad_(False), IMAGES)
+
+
 def test_a_call_counts_as_often_as_it_is_made():
     shared = nn.Linear(8, 8)
     once, thrice = (fisheropt.explain(nn.Sequential(*[shared] * times), torch.zeros(4, 8)) for times in (1, 3))

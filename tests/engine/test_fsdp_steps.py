@@ -214,6 +214,7 @@ def what_is_not_served_is_refused_by_name(rank):
     ):
         with pytest.raises(TypeError, match=re.escape(words)):
             cls(model, lr=0.1, **settings)
+    fisheropt.FisherFloorSGD(model, lr=0.1, fisher="hutchinson", likelihood="bernoulli")  # as these words say
     mesh = init_device_mesh("cpu", (2,))
     parallel = network()
     parallel[0].weight = nn.Parameter(distribute_tensor(parallel[0].weight.detach(), mesh))

@@ -1,5 +1,7 @@
 """Weights that a call is lent: their gradients come with the statistic, and nothing else that one does with them changes."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -94,6 +96,93 @@ def test_a_look_at_gradients_has_them_and_leaves_no_reading(statistic):
         with pytest.raises(RuntimeError, match="no sample was seen"):
             tap.covariance(None if isinstance(statistic, fisheropt.FullCovariance) else model[0].weight)
     torch.testing.assert_close(looked, plain, **EXACT)
+
+
+def descend(p):
+    """A step as soon as a gradient is there; through .data nothing would notice that it came too early."""
+    p.data.sub_(p.grad)
+
+
+def hooked(model):
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(descend)
+
+
+def overlapped(model):
+    with warnings.catch_warnings():  # of torch.jit.script, which that module uses
+        warnings.simplefilter("ignore")
+        from torch.distributed.optim import _apply_optimizer_in_backward
+    _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 1.0})
+
+
+@pytest.mark.parametrize("stepped", [hooked, overlapped])
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_step_inside_backward_comes_after_the_layers_that_read_the_weight(statistic, stepped):
+    """A hook on a weight may change it: a lent one would have its gradient before that of the layer's input."""
+    x, found = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+    for tapped in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 3)).double()
+        stepped(model)
+        if tapped:
+            fisheropt.observe(model, statistic)
+        model(x).square().sum().backward()
+        found.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(found[1], found[0], **EXACT)
+
+
+def test_a_call_that_is_interrupted_costs_no_later_gradient(monkeypatch):
+    """No hook comes after a KeyboardInterrupt, of which a notebook goes on."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    x, model = torch.randn(6, 4, dtype=torch.float64), network(LAYERS["linear"][0])
+    model(x).square().sum().backward()
+    plain = gradients(model)
+    with fisheropt.observe(model, fisheropt.Trace()):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(F, "linear", interrupted)
+            model(x)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        torch.testing.assert_close(gradients(model), plain, **EXACT)
+
+
+def test_a_forward_that_was_replaced_since_reads_its_own_weight():
+    x, found = torch.randn(6, 4, dtype=torch.float64), []
+    for tapped in (False, True):
+        model = network(LAYERS["linear"][0])
+        if tapped:
+            fisheropt.observe(model, fisheropt.Trace())
+        model[0].forward = lambda x, layer=model[0]: F.linear(x, layer.weight.square(), layer.bias)
+        model(x).square().sum().backward()
+        found.append(gradients(model))
+    torch.testing.assert_close(found[1], found[0], **EXACT)
+
+
+def test_weights_of_functional_call_have_their_gradient_where_the_models_own_are_frozen():
+    x, model = torch.randn(6, 4, dtype=torch.float64), network(LAYERS["linear"][0])
+    plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    with fisheropt.observe(model, fisheropt.Trace()):
+        model.requires_grad_(False)
+        given = {name: p.clone().requires_grad_() for name, p in model.named_parameters()}
+        found = torch.autograd.grad(torch.func.functional_call(model, given, x).square().sum(), list(given.values()))
+    torch.testing.assert_close(found, plain, **EXACT)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+def test_clipping_by_foreach_changes_no_reading_on_a_device():
+    """torch._foreach_* write through the const pointer of a tensor that shares its memory."""
+    x, readings = torch.randn(6, 4, dtype=torch.float64, device="cuda"), []
+    for change in ("clipped", "zeroed in place", "kept"):
+        model = network(LAYERS["linear"][0]).cuda()
+        with fisheropt.observe(model, fisheropt.Trace()) as tap:
+            model(x).square().sum().backward()
+            CHANGES[change](model)
+            readings.append(tap.read(model[0].weight))
+    for reading in readings[:2]:
+        torch.testing.assert_close(reading, readings[2], **EXACT)
 
 
 def test_a_call_that_fails_gives_the_weight_back():

@@ -1,13 +1,16 @@
 """Settings of layers and ways of calling them that a rule must refuse, or serve although they are rare."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fisheropt
-from fisheropt.persample import Convolved, Dense, Geometry, Rows, base, joined
+from fisheropt.persample import Convolved, Dense, Geometry, Outer, Rows, base, joined
 from fisheropt.rules import Rule
 from tests.cases import CASES, Case, batch, regression
 from tests.engine.test_layers import check
@@ -167,8 +170,39 @@ def test_attention_of_a_frozen_projection():
 def test_tiles_change_nothing(name, monkeypatch):
     """With room for one or two samples in a temporary."""
     monkeypatch.setattr(base, "TILE", 60)
+    monkeypatch.setattr(base, "_NEAR", 60)
     case = LAYERS[name]()
     check(case, per_sample_gradients(case))
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of one shape that are there at one time."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.held, self.most = shape, [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.shape == self.shape:
+            self.held = [held for held in self.held if held() is not None] + [weakref.ref(found)]
+            self.most = max(self.most, len(self.held))
+        return found
+
+
+@pytest.mark.parametrize("asked", ["square_sum", "squares_and_sum"])
+@pytest.mark.parametrize("kind", [Outer, Convolved])
+def test_squares_of_many_tiles_are_added_as_they_come(kind, asked, monkeypatch):
+    """One parameter's worth for every tile would be all samples' gradients at once."""
+    monkeypatch.setattr(base, "_NEAR", 1)
+    if kind is Outer:
+        form = Outer(torch.randn(30, 2, 4), torch.randn(30, 2, 3))
+    else:
+        geometry = Geometry((1,), (0,), (1,), 1)
+        form = Convolved(torch.randn(30, 4, 5), torch.randn(30, 3, 6), torch.Size((4, 3, 2)), geometry)
+    with Live(form.sum().shape) as live:
+        getattr(form, asked)()
+    assert live.most < 10
 
 
 def test_patches_written_out():

@@ -228,3 +228,13 @@ def test_steering_beside_another_optimizer_takes_an_overhead():
         model, torch.optim.SGD(model.parameters(), lr=0.1), controller="fixed", overhead=0.5
     )
     assert steering._watch.param_groups[0]["overhead"] == 0.5
+
+
+def test_a_mode_that_insists_says_that_it_measures_each_step():
+    """And claims no overhead: the work model knows nothing of its jvps."""
+    model = network()
+    optimizer = fisheropt.FisherFloorSGD(model, lr=0.01, mode="penalty", floor=1.0, likelihood="categorical")
+    assert measured(model, optimizer, 30) == list(range(30))
+    report = optimizer.report()
+    assert report.every == 1
+    assert math.isnan(report.overhead) and "expected overhead" not in str(report)

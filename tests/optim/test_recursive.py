@@ -66,6 +66,42 @@ def test_a_linear_model_is_trained_as_the_same_model_in_a_sequence(outputs, opti
     assert a.details["effective_dimension"] == pytest.approx(b.details["effective_dimension"], rel=1e-8)
 
 
+@pytest.mark.parametrize("metric", ["curvature", "fisher"])
+def test_data_that_change_are_noticed_at_the_same_step(metric):
+    """The gain begins anew at the same reading, also where the gradient is clear of its noise at one reading only."""
+    found = []
+    for wrapped in (False, True):
+        layer = nn.Linear(6, 1, dtype=torch.float64)
+        for p in layer.parameters():
+            nn.init.zeros_(p)
+        model = nn.Sequential(layer) if wrapped else layer
+        opt = GodambeSGD(model, 1.0, gain="running", metric=metric, likelihood="bernoulli")
+        g, slope = torch.Generator().manual_seed(1), torch.linspace(-1, 1, 6, dtype=torch.float64)
+        for step in range(130):
+            x = torch.randn(16, 6, generator=g, dtype=torch.float64)
+            chance = (x @ (slope if step < 100 else -5 * slope)).sigmoid()
+            y = (torch.rand(16, generator=g, dtype=torch.float64) < chance).double()
+            loss(model(x), y[:, None]).backward()
+            opt.step()
+            opt.zero_grad()
+        found.append((opt.param_groups[0]["gain_from"], layer.weight.detach()))
+    assert found[0][0] == found[1][0] >= 1600
+    torch.testing.assert_close(found[0][1], found[1][1], **CLOSE)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_likelihood_is_of_what_earlier_hooks_return(wrapped):
+    """H = Σ x xᵀ s² with outputs s times those of the layer, for a Gaussian."""
+    layer = nn.Linear(5, 1, bias=False, dtype=torch.float64)
+    model = nn.Sequential(layer) if wrapped else layer
+    model.register_forward_hook(lambda module, args, output: 3 * output)
+    opt = GodambeSGD(model, 0.1, likelihood="gaussian", every=1)
+    x, y = data(1, 24)
+    (model(x) - y).square().mean().div(2).backward()
+    opt.step()
+    torch.testing.assert_close(opt.param_groups[0]["information"], 9 * x.T @ x / 24, **CLOSE)
+
+
 @pytest.mark.parametrize("outputs, bias", [(1, False), (1, True), (3, True)])
 def test_rows_have_the_covariance_of_the_samples_gradients(outputs, bias):
     """Two microbatches and a forward that is only looked at, against each sample's own backward."""

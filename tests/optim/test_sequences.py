@@ -1,5 +1,7 @@
 """Where a sample has several labels, as a sequence has, H is that of the loss as F.cross_entropy takes it: their mean."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 
 import fisheropt
 from fisheropt.likelihoods import Categorical, eigen_factor, lower_factor, of_loss, upper_factor
+from fisheropt.optim.floor.penalty import automatic_weight
 from fisheropt.products.information import information
 
 FACTORS = {
@@ -51,3 +54,10 @@ def test_the_optimizer_measures_the_loss_of_tokens():
     core = torch.diag_embed(p) - p[:, :, None] * p[:, None]
     expected = torch.einsum("nab,ni,nj->aibj", core, rows, rows).reshape(6, 6) / len(rows)
     assert (optimizer.param_groups[0]["information"] - expected).norm() <= 0.05 * expected.norm()
+
+
+def test_the_automatic_weight_is_twice_the_loss_of_a_model_that_knows_nothing():
+    logits, labels = torch.zeros(4, 7, 3), torch.zeros(4, 7, dtype=torch.long)
+    mean = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert automatic_weight(of_loss("categorical"), logits.shape) == pytest.approx(2 * float(mean))
+    assert automatic_weight(Categorical(), logits.shape) == pytest.approx(2 * 7 * math.log(3))

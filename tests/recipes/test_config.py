@@ -141,8 +141,8 @@ def test_the_help_names_every_key() -> None:
 
 
 def test_the_commands_of_the_help_compose() -> None:
-    commands = re.findall(r"python recipes/train\.py(.*)", help_template())
-    assert len(commands) == 6
+    commands = re.findall(r"(?:python|torchrun \S+ \d+) recipes/train\.py(.*)", help_template())
+    assert len(commands) == 7
     for command in commands:
         words = [word for word in shlex.split(command.replace("<time>", "time")) if word != "-m"]
         configure(*(word.split(",")[0] for word in words))

@@ -80,7 +80,9 @@ def _margin(group: Group, count: float) -> float:
 
 
 def automatic_weight(likelihood: Likelihood, shape: torch.Size) -> float:
-    """Twice the loss of a model that knows nothing, 2 ln C for each label of C classes, in place of a = 2 L(θ₀).
+    """Twice the loss of a model that knows nothing, in place of a = 2 L(θ₀): 2 ln C for each label of C classes.
+
+    Of labels whose mean is the loss, as of an optimizer's "categorical", it is once that.
 
     Args:
         likelihood: "bernoulli" or "categorical".
@@ -94,7 +96,8 @@ def automatic_weight(likelihood: Likelihood, shape: torch.Size) -> float:
         return 2 * outputs * math.log(2)
     if isinstance(likelihood, Categorical):
         classes = shape[-1 if likelihood.dim is None else likelihood.dim]
-        return 2 * (outputs // classes) * math.log(classes)
+        labels = 1 if likelihood.averaged else outputs // classes
+        return 2 * labels * math.log(classes)
     raise ValueError(
         f"weight='auto' is 2 ln C for each label and is not known for {likelihood}: write weight=2 * the loss at the start"
     )

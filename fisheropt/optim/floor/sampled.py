@@ -29,13 +29,13 @@ class Sampled(Likelihood):
         generator = torch.Generator().manual_seed(seed)
         wide = logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
         self.likelihood.factor(wide, torch.zeros_like(wide))  # for its checks of the shape
-        return _score(self.likelihood, wide, generator).to(logits)
+        return (self.likelihood.scale(wide) * _score(self.likelihood, wide, generator)).to(logits)
 
 
 def _score(likelihood: Likelihood, logits: Tensor, generator: torch.Generator) -> Tensor:
     match likelihood:
         case Categorical(dim):
-            return likelihood.scale(logits) * _categorical(logits, -1 if dim is None else dim, generator)
+            return _categorical(logits, -1 if dim is None else dim, generator)
         case Bernoulli():
             p = logits.sigmoid()
             return torch.bernoulli(p, generator=generator) - p

@@ -104,7 +104,8 @@ def exact(model: object, likelihood: Likelihood | str | None, group: Group) -> E
             f"FisherFloorSGD({wanting[0]}) needs the information at points of its own choosing, from the model and its "
             f"likelihood: write FisherFloorSGD(model, {wanting[0]}, likelihood='categorical')"
         )
-    if cut(model.parameters()):
+    asked_of_jvps = is_exact(group) or group["held_out"] is not None
+    if cut(model.parameters()) and asked_of_jvps:
         raise TypeError(
             f"FisherFloorSGD({wanting[0]}) computes information by jvps of the model, and cannot where fully_shard has cut "
             f"its parameters; write mode='anchor' or mode='metric' with fisher='hutchinson', or train with "
@@ -116,4 +117,4 @@ def exact(model: object, likelihood: Likelihood | str | None, group: Group) -> E
         )
     if group["mode"] == "penalty" and group["weight"] == "auto":
         automatic_weight(head, torch.Size((1, 2)))  # refuses what it does not know
-    return Exact(model, head) if is_exact(group) or group["held_out"] is not None else None
+    return Exact(model, head) if asked_of_jvps else None

@@ -39,9 +39,9 @@ def _early(interval: int) -> tuple[int, ...]:
 
 
 def looks(group: Group, dimension: int, reading: float) -> bool:
-    """Whether a reading is asked if its gradient is clear of its noise.
+    """Whether a reading is asked if its gradient is clear of its noise, however small that gradient seems.
 
-    Each is while weights rise, then each tenth, and one after a gradient that seems clear of it.
+    Each is while weights rise, then each tenth.
 
     Args:
         group: the parameter group.
@@ -49,4 +49,4 @@ def looks(group: Group, dimension: int, reading: float) -> bool:
         reading: which one of the group's, from 1.
     """
     seen = group["samples"] - group["gain_from"] + group["count"]
-    return bool(group["gain_alarm"] or seen <= SOON * (dimension + group["count"]) or reading % _TENTH == 0)
+    return bool(seen <= SOON * (dimension + group["count"]) or reading % _TENTH == 0)
