@@ -36,7 +36,7 @@ class Coordinates(Directions):
         return self.of_dense(g.mT @ a)
 
     def of_dense(self, h: Tensor) -> Tensor:
-        flat = h.reshape(h.shape[0], -1)
+        flat = h.reshape(h.shape[0], self.shape.numel())
         return pad(flat, (self.start, self.size - self.start - flat.shape[1]))
 
     def of_implicit(self, form: Implicit) -> Tensor:

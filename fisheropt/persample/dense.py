@@ -49,7 +49,7 @@ class Dense(PerSample):
         return self.h.square().sum(0)
 
     def squared_norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.h.reshape(self.samples, -1), dim=1).square()
+        return torch.linalg.vector_norm(self.h.reshape(self.samples, self.h.shape[1:].numel()), dim=1).square()
 
     def trace_and_sum(self) -> tuple[Tensor, Tensor]:
         return inner(self.h, self.h), self.sum()

@@ -89,7 +89,7 @@ def test_overhead_may_be_changed_while_training():
     group = optimizer.param_groups[0]
     for overhead in (0.01, 0.05, 0.2, math.inf):
         group["overhead"] = overhead
-        assert optimizer._interval(group) == interval(group["extra"], overhead) >= 10
+        assert optimizer._interval(group) == min(100, interval(group["extra"], overhead)) >= 10
     assert optimizer._interval(group) == 10
 
 
@@ -238,3 +238,29 @@ def test_a_mode_that_insists_says_that_it_measures_each_step():
     report = optimizer.report()
     assert report.every == 1
     assert math.isnan(report.overhead) and "expected overhead" not in str(report)
+
+
+def test_a_batch_of_another_size_is_priced_anew():
+    """A batch that grows makes measuring relatively cheaper: the interval follows it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+    optimizer = fisheropt.AdaptiveBatchSGD(model, lr=1e-3)
+    group, found = optimizer.param_groups[0], {}
+    for size in (8, 2048):
+        for _ in range(101):
+            torch.nn.functional.cross_entropy(model(torch.randn(size, 64)), torch.zeros(size).long()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found[size] = optimizer._interval(group)
+    assert found[2048] < found[8]
+
+
+def test_no_metric_is_left_for_more_than_a_hundred_steps():
+    """However dear a reading is; a running gain lives on readings and has one each tenth step."""
+    model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5))
+    for options, apart in (({}, 100), ({"gain": "running"}, 10)):
+        optimizer = fisheropt.GodambeSGD(model, lr=1e-3, structure="full", likelihood="categorical", **options)
+        optimizer.param_groups[0]["extra"] = 50.0
+        assert optimizer._interval(optimizer.param_groups[0]) == apart
+    chosen = fisheropt.GodambeSGD(model, lr=1e-3, structure="full", every=250)
+    assert chosen._interval(chosen.param_groups[0]) == 250

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fisheropt
-from fisheropt.likelihoods import Categorical, eigen_factor, lower_factor, of_loss, upper_factor
+from fisheropt.likelihoods import Categorical, eigen_factor, lower_factor, of_loss, resolve, upper_factor
 from fisheropt.optim.floor.penalty import automatic_weight
 from fisheropt.products.information import information
 
@@ -61,3 +61,10 @@ def test_the_automatic_weight_is_twice_the_loss_of_a_model_that_knows_nothing():
     mean = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     assert automatic_weight(of_loss("categorical"), logits.shape) == pytest.approx(2 * float(mean))
     assert automatic_weight(Categorical(), logits.shape) == pytest.approx(2 * 7 * math.log(3))
+
+
+@pytest.mark.parametrize("name", ["multilabel", "gaussian", "poisson"])
+def test_a_name_is_torchs_loss_a_mean_over_all_labels(name):
+    z, e = torch.randn(3, 4).double(), torch.ones(3, 4).double()
+    torch.testing.assert_close(of_loss(name).factor(z, e), resolve(name).factor(z, e) / 2)
+    assert of_loss(resolve(name)) is resolve(name)
