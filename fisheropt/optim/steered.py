@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from itertools import groupby
 from typing import Any, ClassVar
@@ -68,7 +69,7 @@ class SteeredOptimizer(FisherOptimizer):
                 if tap is not None:
                     tap.clear()
         first = self.param_groups[0]
-        loaded = {key: x.tolist() if isinstance(x, Tensor) else x for key, x in first["controller_state"].items()}
+        loaded = {key: _unwritten(x) for key, x in first["controller_state"].items()}
         self._steering.state, first["controller_state"] = loaded or self._steering.state, {}
         for group in self.param_groups:
             group["budget"], group["advise"] = self._steering.budget, self._steering.advise
@@ -77,13 +78,12 @@ class SteeredOptimizer(FisherOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's, with the controller's state in the first group.
 
-        Its histories are tensors there: of lists, DCP takes each number for a key of its own, which a fresh optimizer lacks.
+        Its histories are written out there: of lists, DCP takes each number for a key of its own, and
+        of tensors the length, neither of which a fresh optimizer has.
         """
-        state, first = super().state_dict(), self.param_groups[0]["params"]
-        device = first[0].device if first else None
+        state = super().state_dict()
         state["param_groups"][0]["controller_state"] = {
-            key: torch.tensor(x, dtype=torch.float64, device=device) if isinstance(x, list) else x
-            for key, x in self._steering.state.items()
+            key: json.dumps(x) if isinstance(x, list) else x for key, x in self._steering.state.items()
         }
         return state
 
@@ -265,3 +265,8 @@ def _sketch(tensors: list[Tensor]) -> Tensor:
                 total = part if total.device != part.device and not offset else total.to(part.device) + part
             offset += sum(tensor.numel() for tensor in held)
     return reduce_sum(total) if shared else total
+
+
+def _unwritten(value: Any) -> Any:
+    """A history as a list again."""
+    return json.loads(value) if isinstance(value, str) and value.startswith("[") else value

@@ -49,7 +49,8 @@ class Outer(PerSample):
         return replace(self, g=self.g.to(dtype), a=self.a.to(dtype))
 
     def sum(self) -> Tensor:
-        return self.g.flatten(0, 1).T @ self.a.flatten(0, 1)
+        g, a = (x.reshape(-1, x.shape[2]) for x in (self.g, self.a))  # flatten has no rule for batched gradients
+        return g.T @ a
 
     def square_sum(self) -> Tensor:
         if self.chosen("square_sum") == "sides":
